@@ -1,0 +1,83 @@
+"""online-sft: weighted SFT and online SFT for Hugging Face TRL.
+
+Importing this package loads neither torch nor transformers; names are imported when they are first used.
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from online_sft.baselines import BASELINES
+    from online_sft.bias_ledger import bias_ledger
+    from online_sft.estimators import ESTIMATORS, prop3, prop3_stable
+    from online_sft.losses import token_log_probs, weighted_log_probs, weighted_nll, weighted_nll_from_logits
+    from online_sft.rewards import MathVerificationReward
+    from trainers.online_sft_config import OnlineSFTConfig
+    from trainers.online_sft_trainer import OnlineSFTTrainer
+    from trainers.weighted_sft_config import WeightedSFTConfig
+    from trainers.weighted_sft_trainer import WeightedSFTTrainer
+
+__version__ = "0.1.0.dev0"
+
+_HOME_OF = {
+    "BASELINES": "online_sft.baselines",
+    "ESTIMATORS": "online_sft.estimators",
+    "MathVerificationReward": "online_sft.rewards",
+    "OnlineSFTConfig": "trainers.online_sft_config",
+    "OnlineSFTTrainer": "trainers.online_sft_trainer",
+    "WeightedSFTConfig": "trainers.weighted_sft_config",
+    "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
+    "bias_ledger": "online_sft.bias_ledger",
+    "prop3": "online_sft.estimators",
+    "prop3_stable": "online_sft.estimators",
+    "token_log_probs": "online_sft.losses",
+    "weighted_log_probs": "online_sft.losses",
+    "weighted_nll": "online_sft.losses",
+    "weighted_nll_from_logits": "online_sft.losses",
+}
+
+__all__ = [
+    "BASELINES",
+    "ESTIMATORS",
+    "MathVerificationReward",
+    "OnlineSFTConfig",
+    "OnlineSFTTrainer",
+    "WeightedSFTConfig",
+    "WeightedSFTTrainer",
+    "bias_ledger",
+    "prop3",
+    "prop3_stable",
+    "token_log_probs",
+    "weighted_log_probs",
+    "weighted_nll",
+    "weighted_nll_from_logits",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOME_OF[name].startswith("trainers."):
+        _own_trainers()
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+def _own_trainers() -> ModuleType:
+    """`trainers` is a common folder name: one in the current directory would shadow ours under `python script.py`."""
+    trainers = importlib.import_module("trainers")
+    ours = Path(__file__).resolve().parent.parent / "trainers"
+    found = [Path(folder).resolve() for folder in trainers.__path__]
+    if ours not in found:
+        raise ImportError(
+            f"online_sft needs its own `trainers` package in {ours}, but Python found another one in {found[0]}. "
+            "Run from another directory, or use the `online-sft` command, which does not look there."
+        )
+    return trainers

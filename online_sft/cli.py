@@ -1,0 +1,230 @@
+"""The `online-sft` command: `weighted` and `online` train, `env` reports versions.
+
+Heavy imports wait until a run starts, so that every `--help` is quick; this module alone may import `trainers`.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from trl import TrlParser
+
+__all__ = ["main"]
+
+
+@dataclass
+class RewardArguments:
+    """Where `online` gets its rewards from."""
+
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions, summed: `math` (+1/-1, compares the final answer with the `solution` column), a "
+            "dotted import path (`my_lib.my_reward`), or the path of a reward model."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Command:
+    summary: str
+    run: Callable[[list[str]], None]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one subcommand. A user's mistake ends in one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="online-sft",
+        description="Weighted SFT and online SFT for Hugging Face TRL.",
+        epilog="`online-sft COMMAND --help` describes a command.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparsers.add_parser(name, help=command.summary, add_help=False)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = parser.parse_args(arguments[:1]).command
+    try:
+        COMMANDS[name].run(arguments[1:])
+    except UsageError as error:
+        print(f"online-sft {name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message says what to change."""
+
+
+def _weighted(arguments: list[str]) -> None:
+    from trl.scripts.utils import ScriptArguments
+
+    _print_help_and_exit_if_asked("weighted", arguments, (ScriptArguments,), "trl.SFTConfig")
+    from online_sft import WeightedSFTConfig, WeightedSFTTrainer
+
+    script, config, model, _ = _parse("weighted", arguments, (ScriptArguments, WeightedSFTConfig))
+    _train(WeightedSFTTrainer, script, config, model)
+
+
+def _online(arguments: list[str]) -> None:
+    from trl.scripts.utils import ScriptArguments
+
+    from trainers.options import OnlineSFTOptions
+
+    light = (RewardArguments, OnlineSFTOptions, ScriptArguments)
+    _print_help_and_exit_if_asked("online", arguments, light, "trl.GRPOConfig")
+    from online_sft import OnlineSFTConfig, OnlineSFTTrainer
+
+    script, config, model, rewards = _parse("online", arguments, (ScriptArguments, OnlineSFTConfig), RewardArguments)
+    if not rewards.reward_funcs:
+        raise UsageError("no reward: set --reward_funcs, for example --reward_funcs math")
+    reward_funcs = [_load_reward(name) for name in rewards.reward_funcs]
+    _train(OnlineSFTTrainer, script, config, model, reward_funcs=reward_funcs)
+
+
+def _env(arguments: list[str]) -> None:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    parser = argparse.ArgumentParser(prog="online-sft env", description=COMMANDS["env"].summary)
+    parser.parse_args(arguments)
+    import online_sft
+
+    print(f"online-sft {online_sft.__version__} in {online_sft.__path__[0]}, {online_sft._own_trainers().__path__[0]}")
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    for name in ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "math-verify", "vllm", "deepspeed"):
+        try:
+            print(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            print(f"{name} not installed")
+
+
+COMMANDS = {
+    "weighted": Command("Weighted SFT: fine-tune on a data set with an `advantages` column.", _weighted),
+    "online": Command("Online SFT: train on the policy's own graded samples.", _online),
+    "env": Command("Versions and paths, for a bug report.", _env),
+}
+
+
+def _print_help_and_exit_if_asked(name: str, arguments: list[str], own: tuple[type, ...], inherited: str) -> None:
+    """Short help from light dataclasses: what is ours; `--help_all` (which has to import torch) lists everything."""
+    if not {"-h", "--help"} & set(arguments):
+        return
+    from trl.scripts.utils import TrlParser
+
+    parser = TrlParser(
+        own,
+        prog=f"online-sft {name}",
+        usage=f"online-sft {name} [--config FILE.yaml] [--FIELD VALUE ...]",
+        description=COMMANDS[name].summary,
+        epilog=f"Every field of {inherited} and trl.ModelConfig works too (--model_name_or_path, --output_dir, "
+        f"--learning_rate, --max_steps, ...): `online-sft {name} --help_all` lists them.",
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="Fields as YAML; the command line overrides them.")
+    parser.print_help()
+    raise SystemExit(0)
+
+
+def _parse(
+    name: str, arguments: list[str], dataclasses: tuple[type, type], rewards: type | None = None
+) -> tuple[Any, Any, Any, Any]:
+    """Script arguments, training config, model config and reward arguments from `--config FILE.yaml` and overrides."""
+    from trl import ModelConfig, TrlParser
+
+    types = [*dataclasses, ModelConfig, *([rewards] if rewards else [])]
+    parser = TrlParser(types, prog=f"online-sft {name}", allow_abbrev=False)
+    if "--help_all" in arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    try:
+        *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    except (ValueError, OSError) as error:
+        raise UsageError(error) from error
+    _refuse_unknown(unknown, parser)
+    return (*parsed, None)[:4]
+
+
+def _refuse_unknown(unknown: list[str], parser: "TrlParser") -> None:
+    keys = [option for option in unknown if option.startswith("--")] or unknown
+    if keys:
+        known = sorted(action.dest for action in parser._actions if action.dest != "help")
+        key = keys[0].removeprefix("--").split("=")[0]
+        nearest = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.0)[0]
+        raise UsageError(f"unknown argument {key!r}; did you mean {nearest!r}?")
+
+
+def _load_reward(name: str) -> Any:
+    """A reward function by name or import path; anything else is left to TRL as the path of a reward model."""
+    import importlib
+    import os
+
+    if name == "math":
+        from online_sft.rewards import MathVerificationReward
+
+        return MathVerificationReward()
+    if os.sep in name or "." not in name:
+        return name
+    module, attribute = name.rsplit(".", 1)
+    sys.path.insert(0, os.getcwd())  # a script's own folder is on the path, a console command's is not
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"reward function {name!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _load_split(script: Any, split: str) -> "Dataset | IterableDataset":
+    """One split of a hub data set, a local folder, or a local .json, .jsonl, .csv or .parquet file."""
+    from datasets import load_dataset
+
+    if not script.dataset_name:
+        raise UsageError("no data: set --dataset_name to a hub id, a folder, or a .jsonl, .json, .csv or .parquet file")
+    builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    builder = next((kind for ending, kind in builders.items() if script.dataset_name.endswith(ending)), None)
+    try:
+        if builder:
+            if split != script.dataset_train_split:
+                raise ValueError("a single file has one split only; use a folder with a file per split")
+            files = {split: script.dataset_name}
+            return load_dataset(builder, data_files=files, split=split, streaming=script.dataset_streaming)
+        return load_dataset(
+            script.dataset_name, name=script.dataset_config, split=split, streaming=script.dataset_streaming
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load split {split!r} of {script.dataset_name!r}: {error}") from error
+
+
+def _train(trainer_class: type, script: Any, config: Any, model: Any, **arguments: Any) -> None:
+    from trl import get_peft_config, get_quantization_config
+
+    if model.model_name_or_path is None:
+        raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
+    config.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    train_dataset = _load_split(script, script.dataset_train_split)
+    eval_dataset = _load_split(script, script.dataset_test_split) if config.eval_strategy != "no" else None
+    try:
+        trainer = trainer_class(
+            model=model.model_name_or_path,
+            args=config,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            peft_config=get_peft_config(model),
+            quantization_config=get_quantization_config(model),
+            **arguments,
+        )
+    except ValueError as error:
+        raise UsageError(error) from error
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(config.output_dir)
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.end()

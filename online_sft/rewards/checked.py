@@ -1,0 +1,70 @@
+"""Reward functions checked where they are called: what they need, and what they return."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["checked", "missing_columns"]
+
+RewardFunction = Callable[..., Sequence[float | None]]
+# What TRL passes to every reward function beside the data set's columns.
+_PASSED_BY_TRL = {
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+}
+
+
+def missing_columns(reward_function: RewardFunction, columns: Iterable[str]) -> list[str]:
+    """Parameters without a default that neither TRL nor the data set's `columns` provide."""
+    required = [
+        name
+        for name, parameter in inspect.signature(reward_function).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    return [name for name in required if name not in _PASSED_BY_TRL and name not in set(columns)]
+
+
+def checked(reward_function: RewardFunction, name: str) -> RewardFunction:
+    """The same function, sync or async, that refuses to return too few, too many, NaN or infinite rewards.
+
+    None, "this function cannot score this sample", is allowed. TRL turns None into NaN, so a NaN that a function
+    computed by mistake would pass for it unseen.
+
+    Raises (when called):
+        ValueError: names the function, the completion and the value.
+    """
+
+    def check(rewards: Sequence[float | None], num_expected: int) -> Sequence[float | None]:
+        if len(rewards) != num_expected:
+            raise ValueError(
+                f"reward function {name!r} returned {len(rewards)} rewards for {num_expected} completions; "
+                "it must return exactly one per completion, None where it cannot score"
+            )
+        for index, reward in enumerate(rewards):
+            if reward is not None and not math.isfinite(reward):
+                raise ValueError(
+                    f"reward function {name!r} returned {float(reward)} for completion {index} of {num_expected}; "
+                    "return a finite number, or None where it cannot score"
+                )
+        return rewards
+
+    if inspect.iscoroutinefunction(reward_function) or inspect.iscoroutinefunction(type(reward_function).__call__):
+
+        @functools.wraps(reward_function)
+        async def wrapper(**kwargs: object) -> Sequence[float | None]:
+            return check(await reward_function(**kwargs), len(kwargs["completions"]))
+
+    else:
+
+        @functools.wraps(reward_function)
+        def wrapper(**kwargs: object) -> Sequence[float | None]:
+            return check(reward_function(**kwargs), len(kwargs["completions"]))
+
+    wrapper.__name__ = name
+    return wrapper

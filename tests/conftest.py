@@ -1,0 +1,46 @@
+"""A tiny real model, its tokenizer and small data sets, built once per session."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`, which is not installed
+
+from recipes.quickstart.tiny_model import build_model, build_tokenizer
+
+QUESTIONS = [f"{a} + {b} =" for a in range(8) for b in range(4)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer([text for question in QUESTIONS for text in (question, " Answer: 0123456789")])
+
+
+@pytest.fixture
+def model(tokenizer):
+    return build_model(tokenizer, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    """Trainers write to their working directory; keep it out of the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def cpu_args(tmp_path):
+    """Arguments for exact float32 runs on the CPU."""
+    return {
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+    }

@@ -1,0 +1,100 @@
+"""Configuration of `OnlineSFTTrainer`: TRL's GRPOConfig and the fields of `OnlineSFTOptions`."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+
+from trl import GRPOConfig
+
+from online_sft.baselines import BASELINES, GROUP_BASELINES
+from online_sft.bias_ledger import bias_ledger
+from online_sft.estimators import ESTIMATORS
+from trainers.options import OnlineSFTOptions
+
+__all__ = ["OnlineSFTConfig"]
+
+logger = logging.getLogger(__name__)
+
+# Options of GRPO's own loss. Proposition 3 has no use for them, and an option that is set and ignored is a surprise.
+_OF_GRPOS_LOSS = (
+    "delta",
+    "entropy_coef",
+    "epsilon",
+    "epsilon_high",
+    "importance_sampling_level",
+    "loss_type",
+    "multi_objective_aggregation",
+    "off_policy_mask_threshold",
+    "sapo_temperature_neg",
+    "sapo_temperature_pos",
+    "top_entropy_quantile",
+    "use_adaptive_entropy",
+    "use_bias_correction_kl",
+    "vespo_k_neg",
+    "vespo_k_pos",
+    "vespo_lambda_neg",
+    "vespo_lambda_pos",
+)
+
+
+class _GroupOfOne(int):
+    """1, for which GRPOConfig's check `num_generations < 2` does not fire: GRPO needs a group, Proposition 3 does not."""
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+
+@dataclass
+class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
+    """Every field of `trl.GRPOConfig` and of `OnlineSFTOptions`.
+
+    Options that bias the gradient or change the objective are allowed and logged as warnings (`bias_ledger`); options
+    that only GRPO's loss reads are refused.
+
+    Raises:
+        ValueError: for unknown estimators and baselines, a group baseline with `num_generations=1`, and options that
+            would be ignored.
+    """
+
+    def __post_init__(self) -> None:
+        for name, choices in (("estimator", ESTIMATORS), ("baseline", BASELINES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}; got {getattr(self, name)!r}")
+        if self.num_generations == 1:
+            if self.baseline in GROUP_BASELINES:
+                raise ValueError(
+                    f"baseline={self.baseline} compares answers within a group, so num_generations must be at least 2; "
+                    "got 1. Raise it, or use baseline=none or baseline=constant"
+                )
+            self.num_generations = _GroupOfOne(1)
+        super().__post_init__()
+        self.num_generations = int(self.num_generations)
+        self._refuse_options_of_grpos_loss()
+        for bias in self.bias_ledger():
+            logger.warning("bias: %s", bias)
+
+    def bias_ledger(self) -> list[str]:
+        """What this configuration optimises other than E[r] - beta KL, one sentence per option in force."""
+        sampling = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+        overrides = self.generation_kwargs if isinstance(self.generation_kwargs, dict) else {}
+        sampling |= {name: value for name, value in overrides.items() if name in sampling}
+        return bias_ledger(
+            **sampling,
+            updates_per_rollout=self.num_iterations * self.steps_per_generation / self.gradient_accumulation_steps,
+            use_vllm=self.use_vllm,
+            mask_truncated_completions=self.mask_truncated_completions,
+            baseline=self.baseline,
+            beta=self.beta,
+        )
+
+    def _refuse_options_of_grpos_loss(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+        for name in _OF_GRPOS_LOSS:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} belongs to GRPO's loss and would be ignored by online SFT; remove it"
+                )
+        if self.scale_rewards != "none":
+            raise ValueError(
+                f"scale_rewards={self.scale_rewards!r} would change the objective and is not supported; leave it at 'none'"
+            )

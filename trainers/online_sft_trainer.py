@@ -1,0 +1,172 @@
+"""Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from online_sft.baselines import BASELINES, constant
+from online_sft.estimators import ESTIMATORS, advantage
+from online_sft.rewards.checked import checked, missing_columns
+from trainers.online_sft_config import OnlineSFTConfig
+
+__all__ = ["OnlineSFTTrainer"]
+
+# Inputs of vision-language models that TRL carries beside the tokens.
+_MULTIMODAL_INPUTS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+
+class OnlineSFTTrainer(GRPOTrainer):
+    """Trains a policy on its own graded samples with the estimator of Proposition 3.
+
+    Objective: E[r(x, y)] - beta KL(policy || reference), y sampled from the policy. Gradient: that of
+    -(1/D) sum_i (A_i + sg(A_i) s_i), D the scored completions of the whole optimizer step over all ranks
+    (`online_sft.estimators`). A completion that no reward function could score (all returned None) is in neither sum
+    nor D.
+
+    Constructor, arguments and features are those of `trl.GRPOTrainer`; `args` is an `OnlineSFTConfig`.
+
+    Logged, per completion: `log_prob` (s, nats), `kl` (s - s_ref, nats, the k1 estimate), `advantage` (A, reward
+    units); per token: `entropy` (nats). The value of `loss` means nothing: look at `reward` and `kl`.
+
+    Overrides of `GRPOTrainer`, and why:
+        __init__: refuses data and reward functions that cannot work before the model is loaded.
+        _calculate_rewards: keeps the raw rewards, which TRL does not hand on.
+        _generate_and_score_completions: replaces TRL's group-normalised advantages by reward minus baseline.
+        _compute_loss: the estimator.
+
+    Raises:
+        ValueError: when the data set has no `prompt` column or lacks a column that a reward function requires; during
+            training when a reward function returns the wrong number of rewards, or one that is not finite.
+    """
+
+    _tag_names = ["trl", "online-sft"]
+    _name = "Online SFT"
+    _paper: dict[str, str] = {}  # no paper of this name exists; docs/algorithm.md has the derivation
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: OnlineSFTConfig | None = None,
+        train_dataset: Any = None,
+        *more: Any,
+        **options: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = OnlineSFTConfig(f"{name.split('/')[-1]}-OnlineSFT")
+        if not isinstance(args, OnlineSFTConfig):
+            raise ValueError(f"args must be an OnlineSFTConfig; got {type(args).__name__}")
+        supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
+        if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
+            _check_columns(train_dataset.column_names, reward_funcs)
+        super().__init__(model, reward_funcs, args, train_dataset, *more, **options)
+        self.reward_funcs = [
+            function if isinstance(function, nn.Module) else checked(function, name)
+            for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
+        self._estimator = ESTIMATORS[args.estimator]
+        self._baseline = (
+            partial(constant, value=args.baseline_value) if args.baseline == "constant" else BASELINES[args.baseline]
+        )
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        # A reward model's NaN would otherwise pass for TRL's mark of "cannot score".
+        for column, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
+            values = rewards_per_func[:, column]
+            if isinstance(function, nn.Module) and not values.isfinite().all():
+                raise ValueError(f"reward model {name!r} returned a reward that is not finite: {values.tolist()}")
+        weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
+        unscorable = rewards_per_func.isnan().all(dim=1)
+        self._rewards = weighted.nansum(dim=1).masked_fill(unscorable, torch.nan)  # [B of all ranks]
+        return rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        num_generations = self.num_generations if self.model.training else self.num_generations_eval
+        rewards_by_group = self._rewards.view(-1, num_generations)
+        advantages = (rewards_by_group - self._baseline(rewards_by_group)).flatten()  # NaN where unscorable
+        start = self.accelerator.process_index * len(inputs)
+        output["advantages"] = advantages[start : start + len(inputs)]
+        output["num_scored"] = (~advantages.isnan()).sum()
+        logged = self._logs["advantages"]  # TRL has just appended its own
+        for _ in range(len(advantages)):
+            logged.pop()
+        logged.extend(advantages.tolist())
+        return output
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        mode = "train" if self.model.training else "eval"
+        completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
+        log_probs, entropies, aux_loss = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
+            torch.cat([inputs["prompt_mask"], mask], dim=1),
+            completion_ids.size(1),
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: inputs.get(name) for name in _MULTIMODAL_INPUTS},
+        )
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        log_prob = (log_probs * mask).sum(-1)
+        ref_log_prob = (inputs["ref_per_token_logps"] * mask).sum(-1) if self.beta != 0.0 else None
+        scored = ~inputs["advantages"].isnan()
+        above_baseline = inputs["advantages"].nan_to_num()
+
+        per_completion = self._estimator(log_prob, ref_log_prob, above_baseline, beta=self.beta)
+        # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
+        denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes
+        if mode == "train":  # `num_scored` spans the generation batch: take one optimizer step's share of it
+            denominator = denominator * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        loss = per_completion.masked_fill(~scored, 0.0).sum() / denominator
+        if self.aux_loss_enabled:
+            accumulation = self.current_gradient_accumulation_steps if mode == "train" else 1
+            loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
+            self._log_mean(mode, "aux_loss", aux_loss.expand(1), torch.ones_like(aux_loss.expand(1)))
+
+        with torch.no_grad():
+            self._log_mean(mode, "log_prob", log_prob, scored)
+            self._log_mean(mode, "advantage", advantage(log_prob, ref_log_prob, above_baseline, beta=self.beta), scored)
+            self._log_mean(mode, "entropy", entropies, mask)
+            if ref_log_prob is not None:
+                self._log_mean(mode, "kl", log_prob - ref_log_prob, scored)
+        return loss
+
+    def _log_mean(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
+        """Logs the mean of `values` where `mask` is 1, over all ranks; nothing where the mask is empty."""
+        total, count = self.accelerator.reduce(
+            torch.stack([(values.detach().float() * mask).sum(), mask.sum().float()]), reduction="sum"
+        ).tolist()
+        if count:
+            self._metrics[mode][name].append(total / count)
+
+
+def _check_columns(columns: list[str], reward_funcs: Any) -> None:
+    if "prompt" not in columns:
+        raise ValueError(f"the train dataset needs a `prompt` column; it has {', '.join(columns)}")
+    for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
+        if callable(function) and not isinstance(function, nn.Module):
+            missing = missing_columns(function, columns)
+            if missing:
+                name = getattr(function, "__name__", repr(function))
+                raise ValueError(
+                    f"reward function {name!r} needs the column {', '.join(missing)}; "
+                    f"the train dataset has {', '.join(columns)}"
+                )

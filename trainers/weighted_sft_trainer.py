@@ -1,0 +1,136 @@
+"""Weighted SFT on TRL's SFTTrainer: tokenisation, fused LM head, normalisation and metrics are TRL's."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset
+from torch import nn
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import get_config_model_id
+
+from online_sft.advantages import token_advantages
+from online_sft.losses import weighted_log_probs
+from trainers.weighted_collator import WeightedDataCollator
+from trainers.weighted_sft_config import WeightedSFTConfig
+
+__all__ = ["WeightedSFTTrainer"]
+
+logger = get_logger(__name__)
+
+
+class WeightedSFTTrainer(SFTTrainer):
+    """Supervised fine-tuning with a weight, of any sign, on every token: L = -(1/D) sum_bt A_bt log p(y_bt | y_b,<t).
+
+    The sum runs over loss tokens (label not -100) and D is their number in the whole optimizer step, over all ranks and
+    micro-batches; an advantage of 0 removes a token's gradient, not its place in D. With all advantages 1 this is
+    SFTTrainer's loss.
+
+    Data: any data set that `SFTTrainer` takes, with an `advantages` column: one number per row, or, for rows that are
+    tokenised already (`input_ids` with `labels` or `completion_mask`), one number per token, aligned with the tokens
+    themselves.
+
+    Constructor, arguments and features are those of `trl.SFTTrainer`; `args` is a `WeightedSFTConfig`.
+
+    Overrides of `SFTTrainer`, and why:
+        __init__: swaps TRL's collator, which ignores the column, for one that pads it.
+        _prepare_dataset: TRL truncates tokens and labels only, and ignores `completion_mask` on tokenised rows.
+        _set_signature_columns_if_needed: TRL would remove the column.
+        compute_loss: multiplies the log-probs by the advantages; the rest of the loss is TRL's.
+
+    Raises:
+        ValueError: when the column is missing, a row's advantages do not match its tokens, or one is not finite.
+    """
+
+    _tag_names = ["trl", "weighted-sft"]
+    _name = "Weighted SFT"
+
+    def __init__(self, model: Any, args: WeightedSFTConfig | None = None, *more: Any, **options: Any) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = WeightedSFTConfig(f"{name.split('/')[-1]}-WeightedSFT")
+        if not isinstance(args, WeightedSFTConfig):
+            raise ValueError(f"args must be a WeightedSFTConfig; got {type(args).__name__}")
+        if options.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func would replace the weighted loss; subclass compute_loss instead")
+        super().__init__(model, args, *more, **options)
+        if self._is_vision_dataset:
+            raise ValueError("WeightedSFTTrainer supports text only; this dataset has an image column")
+        if type(self.data_collator) is DataCollatorForLanguageModeling:
+            self.data_collator = WeightedDataCollator(**vars(self.data_collator))
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        columns = next(iter(dataset)).keys()
+        if "advantages" not in columns:
+            raise ValueError(
+                f"the {dataset_name} dataset needs an `advantages` column (a number per row or per token; 1.0 for plain "
+                f"SFT); it has {', '.join(columns)}"
+            )
+        tokenised = "input_ids" in columns
+        kwargs = {"dataset_name": dataset_name}
+        if tokenised:
+            use_mask = "labels" not in columns and "completion_mask" in columns and args.completion_only_loss is not False
+            with PartialState().main_process_first():
+                dataset = dataset.map(_check_tokenised, with_indices=True, fn_kwargs={**kwargs, "use_mask": use_mask})
+        else:
+            with PartialState().main_process_first():
+                dataset = dataset.map(_check_per_row, with_indices=True, fn_kwargs=kwargs)
+        prepared = super()._prepare_dataset(
+            dataset, processing_class, args, packing, formatting_func, dataset_name
+        )
+        if isinstance(prepared, Dataset) and len(prepared) < len(dataset):
+            logger.warning(
+                "%d of %d rows of the %s dataset have no loss token within max_length=%s and were dropped",
+                len(dataset) - len(prepared), len(dataset), dataset_name, args.max_length,
+            )
+        with PartialState().main_process_first():
+            return prepared.map(_fit_to_tokens)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "advantages" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "advantages"]
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        advantages = inputs.pop("advantages")
+
+        def weighted(**kwargs: Any) -> Any:
+            outputs = model(**kwargs)
+            if kwargs.get("fused_lm_head"):
+                # Entry j of the log-probs is token j+1: drop the first advantage. Prompt-learning adapters prepend
+                # virtual tokens instead, which get no weight. A negative pad crops.
+                offset = outputs.log_probs.size(1) - advantages.size(1)
+                outputs.log_probs = weighted_log_probs(outputs.log_probs, F.pad(advantages, (offset, 0)))
+            return outputs
+
+        return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
+
+
+def _check_tokenised(row: dict[str, Any], index: int, dataset_name: str, use_mask: bool) -> dict[str, Any]:
+    """One advantage per token; labels from `completion_mask`, which TRL ignores on tokenised rows."""
+    tokens = row["input_ids"]
+    checked = {
+        "advantages": token_advantages(row["advantages"], len(tokens), row=f"row {index} of the {dataset_name} dataset")
+    }
+    if use_mask:
+        checked["labels"] = [
+            token if mask else -100 for token, mask in zip(tokens, row["completion_mask"], strict=True)
+        ]
+    return checked
+
+
+def _check_per_row(row: dict[str, Any], index: int, dataset_name: str) -> dict[str, Any]:
+    """Text has no tokens yet, so only one advantage for the whole row makes sense."""
+    name = f"row {index} of the {dataset_name} dataset"
+    if isinstance(row["advantages"], list):
+        raise ValueError(f"{name} is text with a list of advantages; per-token advantages need `input_ids`")
+    return {"advantages": token_advantages(row["advantages"], 1, row=name)[0]}
+
+
+def _fit_to_tokens(row: dict[str, Any]) -> dict[str, Any]:
+    """Repeats a row's single advantage over its tokens, or cuts the list where TRL has cut the tokens."""
+    num_tokens, advantages = len(row["input_ids"]), row["advantages"]
+    return {"advantages": advantages[:num_tokens] if isinstance(advantages, list) else [advantages] * num_tokens}
