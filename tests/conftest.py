@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`, which is not installed
 
 from recipes.quickstart.tiny_model import build_model, build_tokenizer
+from transformers import Qwen2ForCausalLM
 
 QUESTIONS = [f"{a} + {b} =" for a in range(8) for b in range(4)]
 
@@ -23,6 +25,14 @@ def tokenizer():
 @pytest.fixture
 def model(tokenizer):
     return build_model(tokenizer, seed=0)
+
+
+@pytest.fixture
+def saved_model(model, tokenizer, tmp_path):
+    """The same model, loaded from a folder, where TRL finds the reference model of beta > 0 too."""
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return Qwen2ForCausalLM.from_pretrained(tmp_path / "model")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +48,7 @@ def cpu_args(tmp_path):
         "output_dir": str(tmp_path / "out"),
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
@@ -72,6 +73,12 @@ class OnlineSFTTrainer(GRPOTrainer):
             args = OnlineSFTConfig(f"{name.split('/')[-1]}-OnlineSFT")
         if not isinstance(args, OnlineSFTConfig):
             raise ValueError(f"args must be an OnlineSFTConfig; got {type(args).__name__}")
+        if args.beta != 0.0 and not options.get("peft_config") and not isinstance(model, str):
+            if not isinstance(model, PeftModel) and not get_config_model_id(model.config):
+                raise ValueError(
+                    f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, and this "
+                    "model was built in memory; save it with save_pretrained and pass the folder, or set beta=0"
+                )
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
             _check_columns(train_dataset.column_names, reward_funcs)

@@ -1,0 +1,277 @@
+"""OnlineSFTTrainer: its first gradient against one written out on the same rollouts, its bookkeeping, its refusals."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.testing import assert_close
+from trl import GRPOConfig
+
+from online_sft import MathVerificationReward, OnlineSFTConfig, OnlineSFTTrainer
+
+PROMPTS = ["1 + 1 =", "2 + 3 =", "7 + 0 =", "5 + 2 ="]
+DATA = Dataset.from_list([{"prompt": prompt, "solution": str(eval(prompt[:-1]))} for prompt in PROMPTS])
+
+
+class Recorder:
+    """A reward that depends on the completion's tokens and remembers everything it saw."""
+
+    __name__ = "recorder"
+
+    def __init__(self, unscorable=lambda index: False):
+        self.prompts, self.completion_ids, self.rewards, self.unscorable = [], [], [], unscorable
+
+    def __call__(self, prompts, completions, completion_ids, **columns):
+        start = len(self.rewards)
+        rewards = [
+            None if self.unscorable(start + i) else (sum(ids) % 7) / 3.0 - 0.5 for i, ids in enumerate(completion_ids)
+        ]
+        self.prompts += prompts
+        self.completion_ids += completion_ids
+        self.rewards += rewards
+        return rewards
+
+
+@pytest.fixture
+def sgd_args(cpu_args):
+    """One step of plain SGD at learning rate 1, without clipping, moves the parameters by minus the gradient."""
+    return {
+        **cpu_args,
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+    }
+
+
+def run(model, tokenizer, reward, args, data=DATA, **options):
+    trainer = OnlineSFTTrainer(
+        model, reward, OnlineSFTConfig(**args), data, processing_class=tokenizer, **options
+    )
+    trainer.train()
+    return trainer
+
+
+def sequence_log_prob(model, tokenizer, prompt, completion_ids):
+    """log pi(completion | prompt), from the dense logits of one unpadded sequence."""
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    log_probs = model(torch.tensor([prompt_ids + completion_ids])).logits[0].log_softmax(-1)
+    return sum(log_probs[len(prompt_ids) + t - 1, token] for t, token in enumerate(completion_ids))
+
+
+def reinforce_gradient(model, tokenizer, recorder, *, baseline, beta, num_generations=4):
+    """Gradient of -(1/N) sum_i ((r_i - b_i) s_i - beta s_i) at pi = pi_ref, over the N scored completions, in a loop.
+
+    On the first step s = s_ref, so A = r - b, and the pathwise term -grad A is + beta grad s.
+    """
+    policy = copy.deepcopy(model)
+    scored = [i for i, reward in enumerate(recorder.rewards) if reward is not None]
+    loss = 0.0
+    for i in scored:
+        group = range(i - i % num_generations, i - i % num_generations + num_generations)
+        others = [recorder.rewards[j] for j in group if j != i and recorder.rewards[j] is not None]
+        compared_with = sum(others) / len(others) if baseline == "leave_one_out" else 0.0
+        s = sequence_log_prob(policy, tokenizer, recorder.prompts[i], recorder.completion_ids[i])
+        loss = loss - ((recorder.rewards[i] - compared_with) - beta) * s / len(scored)
+    loss.backward()
+    return policy
+
+
+def assert_moved_by_gradient(trainer, policy):
+    """Within 1e-5 of the largest gradient entry, which is what rounding the moved float32 parameters leaves."""
+    for (name, before), after in zip(policy.named_parameters(), trainer.model.parameters(), strict=True):
+        moved = before.detach() - after.detach()
+        assert_close(moved, before.grad, rtol=1e-5, atol=1e-5 * before.grad.abs().max().item(), msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("estimator", ["prop3_stable", "prop3"])
+@pytest.mark.parametrize(("baseline", "beta"), [("none", 0.0), ("leave_one_out", 0.0), ("leave_one_out", 0.3)])
+def test_first_gradient_is_the_written_out_reinforce_gradient(
+    saved_model, tokenizer, sgd_args, baseline, beta, estimator
+):
+    before = copy.deepcopy(saved_model).double()
+    recorder = Recorder()
+    options = {"baseline": baseline, "beta": beta, "estimator": estimator}
+    trainer = run(saved_model.double(), tokenizer, recorder, {**sgd_args, **options})
+    assert len(set(recorder.rewards)) > 2, "the rewards must differ for this test to mean anything"
+    assert_moved_by_gradient(trainer, reinforce_gradient(before, tokenizer, recorder, baseline=baseline, beta=beta))
+
+
+def test_unscorable_completions_are_in_neither_sum_nor_denominator_nor_baseline(saved_model, tokenizer, sgd_args):
+    before = copy.deepcopy(saved_model).double()
+    recorder = Recorder(unscorable=lambda index: index in (1, 4, 5))
+    trainer = run(saved_model.double(), tokenizer, recorder, {**sgd_args, "beta": 0.3})
+    assert_moved_by_gradient(trainer, reinforce_gradient(before, tokenizer, recorder, baseline="leave_one_out", beta=0.3))
+
+
+def test_accumulation_and_micro_batches_do_not_change_the_first_gradient(model, tokenizer, sgd_args):
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    recorder = Recorder()
+    before = copy.deepcopy(model).double()
+    trainer = run(model.double(), tokenizer, recorder, {**sgd_args, **split})
+    assert_moved_by_gradient(trainer, reinforce_gradient(before, tokenizer, recorder, baseline="leave_one_out", beta=0.0))
+
+
+def test_reward_weights_multiply_and_rewards_add_up(model, tokenizer, sgd_args):
+    first, second = Recorder(), Recorder()
+    trainer = run(model, tokenizer, [first, second], {**sgd_args, "reward_weights": [2.0, -0.5], "baseline": "none"})
+    assert_close(sorted(trainer._logs["advantages"]), sorted(1.5 * reward for reward in first.rewards))
+
+
+def test_a_single_generation_works_without_a_group_baseline(model, tokenizer, sgd_args):
+    args = {**sgd_args, "num_generations": 1, "baseline": "constant", "baseline_value": 0.25}
+    recorder = Recorder()
+    trainer = run(model, tokenizer, recorder, {**args, "per_device_train_batch_size": 4})
+    assert len(recorder.rewards) == 4
+    assert_close(list(trainer._logs["advantages"]), [reward - 0.25 for reward in recorder.rewards])
+
+
+def test_the_completions_table_shows_reward_minus_baseline(model, tokenizer, sgd_args):
+    recorder = Recorder()
+    trainer = run(model, tokenizer, recorder, sgd_args)
+    rewards = torch.tensor(recorder.rewards).view(-1, 4)
+    expected = rewards - (rewards.sum(1, keepdim=True) - rewards) / 3
+    assert_close(torch.tensor(list(trainer._logs["advantages"])), expected.flatten())
+
+
+def test_kl_is_zero_at_the_reference_and_is_logged_per_completion(saved_model, tokenizer, cpu_args):
+    args = {**cpu_args, "max_steps": 3, "per_device_train_batch_size": 8, "num_generations": 4, "beta": 0.1}
+    trainer = run(saved_model, tokenizer, Recorder(), {**args, "max_completion_length": 6, "learning_rate": 1e-2})
+    kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert abs(kl[0]) < 1e-5
+    assert abs(kl[2]) > 1e-3
+
+
+def test_lora_moves_the_adapter_only_and_uses_the_base_model_as_reference(model, tokenizer, cpu_args):
+    frozen = copy.deepcopy(model.state_dict())
+    args = {**cpu_args, "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "beta": 0.1}
+    trainer = run(
+        model,
+        tokenizer,
+        Recorder(),
+        {**args, "max_completion_length": 6, "learning_rate": 1e-2},
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+    with trainer.model.disable_adapter():
+        base = {name.replace(".base_layer", ""): value for name, value in trainer.model.get_base_model().state_dict().items()}
+    for name, value in frozen.items():
+        assert_close(base[name], value, rtol=0, atol=0)
+    kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert abs(kl[0]) < 1e-5 < abs(kl[1])
+
+
+@pytest.mark.slow
+def test_reward_rises_on_a_task_a_newcomer_understands(model, tokenizer, cpu_args):
+    """Say the digit 7 as often as you can: from one token in twenty to nine in ten."""
+
+    def sevens(completions, **columns):
+        return [text.count("7") / 6 for text in completions]
+
+    args = {**cpu_args, "max_steps": 60, "per_device_train_batch_size": 32, "num_generations": 8}
+    trainer = run(
+        model, tokenizer, sevens, {**args, "max_completion_length": 6, "learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+    )
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert rewards[0] < 0.15
+    assert sum(rewards[-5:]) / 5 > 0.9
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("data", "reward", "message"),
+    [
+        (Dataset.from_list([{"question": "1"}]), Recorder(), "the train dataset needs a `prompt` column; it has question"),
+        (
+            Dataset.from_list([{"prompt": "1"}]),
+            MathVerificationReward(),
+            "reward function 'math_verification' needs the column solution; the train dataset has prompt",
+        ),
+    ],
+)
+def test_missing_columns_are_named_before_the_model_loads(tokenizer, cpu_args, data, reward, message):
+    with pytest.raises(ValueError, match=message):
+        OnlineSFTTrainer("no/such-model", reward, OnlineSFTConfig(**cpu_args), data, processing_class=tokenizer)
+
+
+async def too_many(completions, **columns):
+    return [0.0] * 9
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda completions, **columns: [1.0], "'<lambda>' returned 1 rewards for 8 completions"),
+        (too_many, "'too_many' returned 9 rewards for 8 completions"),
+        (lambda completions, **columns: [0.0] * 7 + [float("nan")], "returned nan for completion 7 of 8"),
+        (lambda completions, **columns: [float("inf")] * 8, "returned inf for completion 0 of 8"),
+    ],
+)
+def test_bad_rewards_are_named_with_function_completion_and_value(model, tokenizer, sgd_args, reward, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, tokenizer, reward, sgd_args)
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group_mean"])
+def test_a_group_baseline_needs_a_group(cpu_args, baseline):
+    with pytest.raises(ValueError, match=f"baseline={baseline} .* num_generations must be at least 2; got 1"):
+        OnlineSFTConfig(**cpu_args, num_generations=1, baseline=baseline)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "prop4"}, "estimator must be one of prop3, prop3_stable; got 'prop4'"),
+        ({"baseline": "mean"}, "baseline must be one of constant, group_mean, leave_one_out, none; got 'mean'"),
+        ({"epsilon": 0.3}, "epsilon=0.3 belongs to GRPO's loss"),
+        ({"loss_type": "grpo"}, "loss_type='grpo' belongs to GRPO's loss"),
+        ({"scale_rewards": "group"}, "scale_rewards='group' would change the objective"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(cpu_args, options, message):
+    with pytest.raises(ValueError, match=message):
+        OnlineSFTConfig(**cpu_args, **options)
+
+
+def test_beta_needs_a_model_that_has_a_name(model, tokenizer, cpu_args):
+    args = OnlineSFTConfig(**cpu_args, beta=0.1)
+    with pytest.raises(ValueError, match=r"beta=0\.1 needs a reference model .* save_pretrained"):
+        OnlineSFTTrainer(model, Recorder(), args, DATA, processing_class=tokenizer)
+
+
+def test_a_plain_grpo_config_is_refused(model, tokenizer, cpu_args):
+    args = GRPOConfig(**cpu_args, per_device_train_batch_size=8)
+    with pytest.raises(ValueError, match="args must be an OnlineSFTConfig; got GRPOConfig"):
+        OnlineSFTTrainer(model, Recorder(), args, DATA, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ({"temperature": 0.7}, "bias: temperature=0.7: .* the tempered policy is trained"),
+        ({"top_p": 0.9}, "bias: top_p=0.9: .* the gradient is biased; top_p=1.0"),
+        ({"top_k": 50}, "bias: top_k=50: .* the gradient is biased; top_k=0"),
+        ({"generation_kwargs": {"min_p": 0.1}}, "bias: min_p=0.1: .* the gradient is biased"),
+        ({"num_iterations": 2}, "bias: 2 optimizer steps per batch of completions"),
+        ({"baseline": "group_mean", "beta": 0.1}, "bias: baseline=group_mean"),
+    ],
+)
+def test_options_that_bias_are_named_in_a_warning(cpu_args, caplog, options, warning):
+    import re
+
+    with caplog.at_level(logging.WARNING):
+        OnlineSFTConfig(**cpu_args, **options)
+    assert re.search(warning, caplog.text)
+
+
+def test_the_defaults_are_unbiased(cpu_args, caplog):
+    assert OnlineSFTConfig(**cpu_args).bias_ledger() == []
+    assert "bias:" not in caplog.text
