@@ -18,6 +18,20 @@ __all__ = ["main"]
 
 
 @dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, local folder, or one local .jsonl, .json, .csv or .parquet file (a `train` split)."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with --eval_strategy."})
+    dataset_streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream."})
+
+
+@dataclass
 class RewardArguments:
     """Where `online` gets its rewards from."""
 
@@ -60,29 +74,24 @@ class UsageError(Exception):
 
 
 def _weighted(arguments: list[str]) -> None:
-    from trl.scripts.utils import ScriptArguments
-
-    _print_help_and_exit_if_asked("weighted", arguments, (ScriptArguments,), "trl.SFTConfig")
+    _print_help_if_asked("weighted", arguments, (DataArguments,), "trl.SFTConfig")
     from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
-    script, config, model, _ = _parse("weighted", arguments, (ScriptArguments, WeightedSFTConfig))
-    _train(WeightedSFTTrainer, script, config, model)
+    data, config, model = _parse("weighted", arguments, (DataArguments, WeightedSFTConfig))
+    _train(WeightedSFTTrainer, data, config, model)
 
 
 def _online(arguments: list[str]) -> None:
-    from trl.scripts.utils import ScriptArguments
-
     from trainers.options import OnlineSFTOptions
 
-    light = (RewardArguments, OnlineSFTOptions, ScriptArguments)
-    _print_help_and_exit_if_asked("online", arguments, light, "trl.GRPOConfig")
+    _print_help_if_asked("online", arguments, (RewardArguments, OnlineSFTOptions, DataArguments), "trl.GRPOConfig")
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 
-    script, config, model, rewards = _parse("online", arguments, (ScriptArguments, OnlineSFTConfig), RewardArguments)
+    data, config, rewards, model = _parse("online", arguments, (DataArguments, OnlineSFTConfig, RewardArguments))
     if not rewards.reward_funcs:
         raise UsageError("no reward: set --reward_funcs, for example --reward_funcs math")
     reward_funcs = [_load_reward(name) for name in rewards.reward_funcs]
-    _train(OnlineSFTTrainer, script, config, model, reward_funcs=reward_funcs)
+    _train(OnlineSFTTrainer, data, config, model, reward_funcs=reward_funcs)
 
 
 def _env(arguments: list[str]) -> None:
@@ -109,8 +118,8 @@ COMMANDS = {
 }
 
 
-def _print_help_and_exit_if_asked(name: str, arguments: list[str], own: tuple[type, ...], inherited: str) -> None:
-    """Short help from light dataclasses: what is ours; `--help_all` (which has to import torch) lists everything."""
+def _print_help_if_asked(name: str, arguments: list[str], own: tuple[type, ...], inherited: str) -> None:
+    """Short help, of light dataclasses only, and exit; `--help_all`, which has to import torch, lists everything."""
     if not {"-h", "--help"} & set(arguments):
         return
     from trl.scripts.utils import TrlParser
@@ -128,32 +137,38 @@ def _print_help_and_exit_if_asked(name: str, arguments: list[str], own: tuple[ty
     raise SystemExit(0)
 
 
-def _parse(
-    name: str, arguments: list[str], dataclasses: tuple[type, type], rewards: type | None = None
-) -> tuple[Any, Any, Any, Any]:
-    """Script arguments, training config, model config and reward arguments from `--config FILE.yaml` and overrides."""
+def _parse(name: str, arguments: list[str], dataclasses: tuple[type, ...]) -> tuple[Any, ...]:
+    """One object per dataclass, and trl.ModelConfig last, from `--config FILE.yaml` and overrides."""
+    import yaml
     from trl import ModelConfig, TrlParser
 
-    types = [*dataclasses, ModelConfig, *([rewards] if rewards else [])]
-    parser = TrlParser(types, prog=f"online-sft {name}", allow_abbrev=False)
+    parser = TrlParser((*dataclasses, ModelConfig), prog=f"online-sft {name}", allow_abbrev=False)
     if "--help_all" in arguments:
         parser.print_help()
         raise SystemExit(0)
     try:
-        *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
-    except (ValueError, OSError) as error:
+        _refuse_unknown(arguments, parser)
+        return parser.parse_args_and_config(arguments)
+    except (ValueError, OSError, yaml.YAMLError) as error:
         raise UsageError(error) from error
-    _refuse_unknown(unknown, parser)
-    return (*parsed, None)[:4]
 
 
-def _refuse_unknown(unknown: list[str], parser: "TrlParser") -> None:
-    keys = [option for option in unknown if option.startswith("--")] or unknown
-    if keys:
-        known = sorted(action.dest for action in parser._actions if action.dest != "help")
-        key = keys[0].removeprefix("--").split("=")[0]
-        nearest = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.0)[0]
-        raise UsageError(f"unknown argument {key!r}; did you mean {nearest!r}?")
+def _refuse_unknown(arguments: list[str], parser: "TrlParser") -> None:
+    """Before the configs are built, whose own complaints would come first. TRL reads keys that it does not know as values."""
+    import yaml
+
+    given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    if "--config" in arguments[:-1]:
+        with open(arguments[arguments.index("--config") + 1]) as file:
+            config = yaml.safe_load(file)
+        given += config if isinstance(config, dict) else []
+    known = {action.dest for action in parser._actions} | {"config", "env"}
+    for option in parser._option_string_actions:
+        known.add(option.removeprefix("--").replace("-", "_"))  # `--no_...` switches have no dest of their own
+    for key in given:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown argument {key!r}; did you mean {nearest!r}?")
 
 
 def _load_reward(name: str) -> Any:
@@ -177,28 +192,28 @@ def _load_reward(name: str) -> Any:
         sys.path.remove(os.getcwd())
 
 
-def _load_split(script: Any, split: str) -> "Dataset | IterableDataset":
+def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
     """One split of a hub data set, a local folder, or a local .json, .jsonl, .csv or .parquet file."""
     from datasets import load_dataset
 
-    if not script.dataset_name:
+    if not data.dataset_name:
         raise UsageError("no data: set --dataset_name to a hub id, a folder, or a .jsonl, .json, .csv or .parquet file")
     builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    builder = next((kind for ending, kind in builders.items() if script.dataset_name.endswith(ending)), None)
+    builder = next((kind for ending, kind in builders.items() if data.dataset_name.endswith(ending)), None)
     try:
         if builder:
-            if split != script.dataset_train_split:
+            if split != data.dataset_train_split:
                 raise ValueError("a single file has one split only; use a folder with a file per split")
-            files = {split: script.dataset_name}
-            return load_dataset(builder, data_files=files, split=split, streaming=script.dataset_streaming)
+            files = {split: data.dataset_name}
+            return load_dataset(builder, data_files=files, split=split, streaming=data.dataset_streaming)
         return load_dataset(
-            script.dataset_name, name=script.dataset_config, split=split, streaming=script.dataset_streaming
+            data.dataset_name, name=data.dataset_config, split=split, streaming=data.dataset_streaming
         )
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load split {split!r} of {script.dataset_name!r}: {error}") from error
+        raise UsageError(f"cannot load split {split!r} of {data.dataset_name!r}: {error}") from error
 
 
-def _train(trainer_class: type, script: Any, config: Any, model: Any, **arguments: Any) -> None:
+def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:
     from trl import get_peft_config, get_quantization_config
 
     if model.model_name_or_path is None:
@@ -209,8 +224,8 @@ def _train(trainer_class: type, script: Any, config: Any, model: Any, **argument
         "dtype": model.dtype,
         **(config.model_init_kwargs or {}),
     }
-    train_dataset = _load_split(script, script.dataset_train_split)
-    eval_dataset = _load_split(script, script.dataset_test_split) if config.eval_strategy != "no" else None
+    train_dataset = _load_split(data, data.dataset_train_split)
+    eval_dataset = _load_split(data, data.dataset_test_split) if config.eval_strategy != "no" else None
     try:
         trainer = trainer_class(
             model=model.model_name_or_path,
@@ -226,5 +241,5 @@ def _train(trainer_class: type, script: Any, config: Any, model: Any, **argument
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir)
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.push_to_hub(dataset_name=data.dataset_name)
     trainer.end()

@@ -35,14 +35,11 @@ def make_problems(seed: int) -> Problems:
 
 
 def flawed_demonstrations(problems: Dataset, *, share_wrong: float, seed: int) -> Dataset:
-    """`problems` with a `completion`; a share of the answers is off by one, up or down."""
+    """`problems` with a `completion`; a share of the answers is off by one or by ten, as if a carry went wrong."""
     rng = random.Random(seed)
-
-    def demonstrate(row: dict) -> dict:
-        error = rng.choice([-1, 1]) if rng.random() < share_wrong else 0
-        return {"completion": f" Answer: {int(row['solution']) + error}"}
-
-    return problems.map(demonstrate, load_from_cache_file=False)
+    errors = [rng.choice([-10, -1, 1, 10]) if rng.random() < share_wrong else 0 for _ in range(len(problems))]
+    answers = [int(solution) + error for solution, error in zip(problems["solution"], errors, strict=True)]
+    return problems.add_column("completion", [f" Answer: {answer}" for answer in answers])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""The `online-sft` command as a user types it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from online_sft import cli
+
+
+def online_sft(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "online_sft", *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def error_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    return lines[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["weighted", "--help"], ["online", "--help"], ["env", "--help"]])
+def test_help_does_not_import_torch(arguments):
+    """Help answers in about 0.1 s because it stays clear of torch (1 s) and transformers (3 s)."""
+    check = f"import sys; from online_sft.cli import main\ntry: main({arguments})\nfinally: assert 'torch' not in sys.modules"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: online-sft" in done.stdout
+    print(f"{time.perf_counter() - start:.2f} s")
+
+
+def test_help_lists_our_fields_and_where_the_others_are(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["online", "--help"])
+    text = capsys.readouterr().out
+    for expected in ("--reward_funcs", "--baseline", "--beta", "--dataset_name", "trl.GRPOConfig", "--help_all"):
+        assert expected in text
+
+
+def test_help_all_lists_every_field(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["online", "--help_all"])
+    text = capsys.readouterr().out
+    for expected in ("--learning_rate", "--max_completion_length", "--use_peft", "--baseline"):
+        assert expected in text
+
+
+def test_env_names_versions_and_paths(capsys):
+    cli.main(["env"])
+    text = capsys.readouterr().out
+    for name in ("online-sft 0", "torch ", "transformers ", "trl ", "python "):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["online", "--lerning_rate", "1"], "unknown argument 'lerning_rate'; did you mean 'learning_rate'?"),
+        (["online", "--baselin=none"], "unknown argument 'baselin'; did you mean 'baseline'?"),
+        (["weighted", "--max-step", "3"], "unknown argument 'max_step'; did you mean 'max_steps'?"),
+        (["online", "--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
+        (["online", "--output_dir", "out", "--use_cpu", "true"], "no reward: set --reward_funcs"),
+        (["weighted", "--output_dir", "out", "--use_cpu", "true"], "no model: set --model_name_or_path"),
+        (["online", "--num_generations", "1"], "num_generations must be at least 2; got 1"),
+        (["online", "--use_cpu", "true", "--reward_funcs", "no.such"], "reward function 'no.such' cannot be imported"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_way_out(capsys, arguments, message):
+    line = error_of(capsys, *arguments)
+    assert line.startswith(f"online-sft {arguments[0]}: error: ")
+    assert message in line
+
+
+def test_an_unknown_key_in_the_config_file_is_an_error_too(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("output_dir: out\nbase_line: none\n")
+    line = error_of(capsys, "online", "--config", str(tmp_path / "run.yaml"))
+    assert line == "online-sft online: error: unknown argument 'base_line'; did you mean 'baseline'?"
+
+
+def test_an_unknown_command_is_refused(capsys):
+    assert "invalid choice: 'onlin'" in error_of(capsys, "onlin")
+
+
+@pytest.fixture
+def run_dir(saved_model, tmp_path):
+    """A model folder, data files and the arguments that both commands share."""
+    rows = [{"prompt": f"{a} + 1 =", "solution": str(a + 1)} for a in range(8)]
+    demonstrations = [
+        {"prompt": row["prompt"], "completion": f" Answer: {row['solution']}", "advantages": 1.0} for row in rows
+    ]
+    for name, data in (("prompts", rows), ("demonstrations", demonstrations)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in data))
+    config = {
+        "model_name_or_path": str(tmp_path / "model"),
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "report_to": "none",
+        "max_steps": 5,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 8,
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_weighted_trains_from_a_config_file_with_overrides_and_saves(run_dir):
+    cli.main(["weighted", "--config", "run.yaml", "--dataset_name", "demonstrations.jsonl", "--max_steps", "2"])
+    assert (run_dir / "out" / "model.safetensors").exists()
+    state = json.loads((run_dir / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["max_steps"] == 2
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2]
+
+
+def test_online_trains_with_a_reward_of_the_users_own(run_dir):
+    (run_dir / "my_rewards.py").write_text(
+        "def short(completions, **columns):\n    return [-float(len(text)) for text in completions]\n"
+    )
+    arguments = ["--config", "run.yaml", "--dataset_name", "prompts.jsonl", "--max_steps", "2"]
+    options = ["--num_generations", "4", "--max_completion_length", "4"]
+    cli.main(["online", *arguments, *options, "--reward_funcs", "my_rewards.short", "math"])
+    state = json.loads((run_dir / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert {"rewards/short/mean", "rewards/math_verification/mean"} <= set(state["log_history"][0])
+
+
+def test_a_single_file_has_no_test_split(run_dir, capsys):
+    arguments = ["--config", "run.yaml", "--dataset_name", "demonstrations.jsonl", "--eval_strategy", "steps"]
+    assert "a single file has one split only" in error_of(capsys, "weighted", *arguments)
+
+
+def test_bad_data_is_one_line_too(run_dir, capsys):
+    line = error_of(capsys, "weighted", "--config", "run.yaml", "--dataset_name", "prompts.jsonl")
+    assert "the train dataset needs an `advantages` column" in line
+
+
+@pytest.mark.slow
+def test_it_runs_under_accelerate_launch(run_dir):
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+        + ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "online_sft", "weighted"]
+        + ["--config", "run.yaml", "--dataset_name", "demonstrations.jsonl", "--max_steps", "1"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run_dir / "out" / "model.safetensors").exists()
