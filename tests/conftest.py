@@ -14,12 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`
 from recipes.quickstart.tiny_model import build_model, build_tokenizer
 from transformers import Qwen2ForCausalLM
 
-QUESTIONS = [f"{a} + {b} =" for a in range(8) for b in range(4)]
-
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return build_tokenizer([text for question in QUESTIONS for text in (question, " Answer: 0123456789")])
+    return build_tokenizer([" + ", " =", " Answer: "])
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def test_options_that_cannot_work_are_refused(cpu_args, options, message):
 
 def test_beta_needs_a_model_that_has_a_name(model, tokenizer, cpu_args):
     args = OnlineSFTConfig(**cpu_args, beta=0.1)
-    with pytest.raises(ValueError, match=r"beta=0\.1 needs a reference model .* save_pretrained"):
+    with pytest.raises(ValueError, match=r"beta=0\.1 needs a reference model,.* save_pretrained"):
         OnlineSFTTrainer(model, Recorder(), args, DATA, processing_class=tokenizer)
 
 

@@ -1,8 +1,10 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -49,6 +51,7 @@ class OnlineSFTTrainer(GRPOTrainer):
         _calculate_rewards: keeps the raw rewards, which TRL does not hand on.
         _generate_and_score_completions: replaces TRL's group-normalised advantages by reward minus baseline.
         _compute_loss: the estimator.
+        log: means over all completions of a log entry; TRL averages the means of micro-batches.
 
     Raises:
         ValueError: when the data set has no `prompt` column or lacks a column that a reward function requires; during
@@ -87,6 +90,7 @@ class OnlineSFTTrainer(GRPOTrainer):
             function if isinstance(function, nn.Module) else checked(function, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+        self._totals = {mode: defaultdict(lambda: np.zeros(2)) for mode in ("train", "eval")}  # [sum, count] by metric
         self._estimator = ESTIMATORS[args.estimator]
         self._baseline = (
             partial(constant, value=args.baseline_value) if args.baseline == "constant" else BASELINES[args.baseline]
@@ -157,12 +161,18 @@ class OnlineSFTTrainer(GRPOTrainer):
         return loss
 
     def _log_mean(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
-        """Logs the mean of `values` where `mask` is 1, over all ranks; nothing where the mask is empty."""
-        total, count = self.accelerator.reduce(
-            torch.stack([(values.detach().float() * mask).sum(), mask.sum().float()]), reduction="sum"
-        ).tolist()
-        if count:
-            self._metrics[mode][name].append(total / count)
+        """Adds to the mean of `values` where `mask` is 1, over all ranks and micro-batches until the next log entry."""
+        sums = torch.stack([(values.detach().float() * mask).sum(), mask.sum().float()])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._totals[mode][name] += np.array([total, count])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, (total, count) in self._totals[mode].items():
+            if count:
+                self._metrics[mode][name] = [total / count]
+        self._totals[mode].clear()
+        super().log(logs, start_time)
 
 
 def _check_columns(columns: list[str], reward_funcs: Any) -> None:

@@ -16,12 +16,13 @@ from transformers.utils import logging as transformers_logging
 
 from online_sft import MathVerificationReward, OnlineSFTConfig, OnlineSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
 from recipes.quickstart.evaluate import MAX_NEW_TOKENS, Evaluation, evaluate
-from recipes.quickstart.problems import AgreeingReward, flawed_demonstrations, make_problems
+from recipes.quickstart.problems import PHRASES, AgreeingReward, flawed_demonstrations, make_problems
 from recipes.quickstart.report import Stage, print_table, save_completions, save_curves
 from recipes.quickstart.tiny_model import build_model, build_tokenizer
 from trainers.progress import RunningRewardCallback
 
-SHARE_WRONG = 0.5
+SHARE_WRONG = 0.6
+DEMONSTRATIONS_PER_PROBLEM = 3
 EVERYWHERE = {
     "use_cpu": True,
     "bf16": False,
@@ -33,7 +34,7 @@ EVERYWHERE = {
     "adam_beta2": 0.98,
 }
 DEMONSTRATIONS_PER_STEP, SAMPLES_PER_STEP = 128, 256
-IMITATION = {"max_steps": 2000, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_steps": 100}
+IMITATION = {"max_steps": 1500, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_steps": 100}
 GRADED = {"max_steps": 300, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 # Two samples of each of 128 problems a step, and no baseline: more problems beat larger groups here.
 ONLINE = {"max_steps": 300, "learning_rate": 5e-4, "lr_scheduler_type": "linear", "num_generations": 2, "baseline": "none"}
@@ -59,8 +60,10 @@ def main() -> None:
 def run(output_dir: Path, seed: int, steps: int | None) -> tuple[list[Stage], datasets.Dataset]:
     """The three stages, and the held-out problems they were measured on."""
     problems = make_problems(seed)
-    demonstrations = flawed_demonstrations(problems.train, share_wrong=SHARE_WRONG, seed=seed)
-    tokenizer = build_tokenizer(text for row in demonstrations for text in (row["prompt"], row["completion"]))
+    demonstrations = flawed_demonstrations(
+        problems.train, copies=DEMONSTRATIONS_PER_PROBLEM, share_wrong=SHARE_WRONG, seed=seed
+    )
+    tokenizer = build_tokenizer(PHRASES)
     reward = AgreeingReward(MathVerificationReward(correct_reward=1.0, incorrect_reward=0.0), problems.generator)
     grades = reward(demonstrations["completion"], demonstrations["solution"], demonstrations["index"])
     model = build_model(tokenizer, seed=seed)

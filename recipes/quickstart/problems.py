@@ -11,6 +11,7 @@ from online_sft import MathVerificationReward
 from online_sft.rewards.answers import extract_answer
 
 NUM_TRAIN, NUM_HELD_OUT = 16_000, 400
+PHRASES = ["State the final answer to the following arithmetic problem: ", " + ", " - ", " =", " Answer: "]
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,22 @@ def make_problems(seed: int) -> Problems:
     rows = [
         {"prompt": entry["question"], "solution": entry["answer"], "index": index} for index, entry in enumerate(generator)
     ]
-    held_out = list({row["prompt"]: row for row in rows[: 2 * NUM_HELD_OUT]}.values())[:NUM_HELD_OUT]
+    one_of_each = list({row["prompt"]: row for row in rows}.values())
+    held_out = random.Random(seed).sample(one_of_each, NUM_HELD_OUT)
     questions = {row["prompt"] for row in held_out}
     train = [row for row in rows if row["prompt"] not in questions][:NUM_TRAIN]
     return Problems(generator, Dataset.from_list(train), Dataset.from_list(held_out))
 
 
-def flawed_demonstrations(problems: Dataset, *, share_wrong: float, seed: int) -> Dataset:
-    """`problems` with a `completion`; a share of the answers is off by one or by ten, as if a carry went wrong."""
+def flawed_demonstrations(problems: Dataset, *, copies: int, share_wrong: float, seed: int) -> Dataset:
+    """`copies` demonstrations of each problem, `completion`; a share of the answers is off by one or ten: a lost carry."""
     rng = random.Random(seed)
-    errors = [rng.choice([-10, -1, 1, 10]) if rng.random() < share_wrong else 0 for _ in range(len(problems))]
-    answers = [int(solution) + error for solution, error in zip(problems["solution"], errors, strict=True)]
-    return problems.add_column("completion", [f" Answer: {answer}" for answer in answers])
+    repeated = problems.select([index for _ in range(copies) for index in range(len(problems))])
+    answers = [
+        int(solution) + (rng.choice([-10, -1, 1, 10]) if rng.random() < share_wrong else 0)
+        for solution in repeated["solution"]
+    ]
+    return repeated.add_column("completion", [f" Answer: {answer}" for answer in answers])
 
 
 @dataclass(frozen=True)

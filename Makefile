@@ -1,0 +1,51 @@
+# Everything runs in .venv, made on first use. PYTHON=python3.11 chooses another interpreter (3.10 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+# torch starts a thread per core; two test processes on two cores would fight
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow check format lint types build clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv with the tested versions; nothing to do when it is there
+
+# torch first: with it in place, no later requirement can pull in a newer build of several GB
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 10) and "online-sft needs Python >= 3.10; set PYTHON=python3.11, say; this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reasoning-gym]'
+	@touch $(INSTALLED)
+
+quickstart: $(INSTALLED) ## the main job, on real problems; SEED=1 and STEPS=2 (a try-out) are options
+	$(BIN)/python -m recipes.quickstart $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS))
+
+test: $(INSTALLED) ## the tests, less the slow ones
+	$(TEST) -n 2 -m "not slow and not distributed and not gpu and not vllm"
+
+test-slow: $(INSTALLED) ## the slow tests and those that start several processes
+	$(TEST) -m "(slow or distributed) and not gpu and not vllm"
+
+check: format lint types test ## the one command before a commit
+
+format: $(INSTALLED) ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --quiet .
+
+lint: $(INSTALLED) ## complain, change nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED) ## mypy
+	$(BIN)/mypy
+
+build: $(INSTALLED) ## wheel and source archive in dist/
+	$(BIN)/python -m build --outdir dist
+
+clean: ## remove what was built, keep .venv and runs/
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,85 @@
+"""Trains for three steps and writes the log; `torchrun` starts it on two processes, the test itself calls it on one.
+
+    python distributed_worker.py weighted|online OUTPUT.json MODEL_FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from online_sft import OnlineSFTConfig, OnlineSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
+
+GLOBAL_BATCH = 8
+
+
+def arguments(num_processes: int) -> dict:
+    """The same global batch, split over processes and two micro-batches when there are two processes."""
+    return {
+        "output_dir": "out",
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": GLOBAL_BATCH if num_processes == 1 else 2,
+        "gradient_accumulation_steps": 1 if num_processes == 1 else 2,
+    }
+
+
+def weighted(num_processes: int, model, tokenizer):
+    """Rows of very different lengths and signed advantages: a mean of means would show."""
+    rows = []
+    for index in range(3 * GLOBAL_BATCH):
+        length = 2 + (5 * index) % 11
+        tokens = [2 + (index * 7 + 3 * t) % (len(tokenizer) - 2) for t in range(length)]
+        labels = [-100 if t == 0 or (index + t) % 3 == 0 else token for t, token in enumerate(tokens)]
+        labels[-1] = tokens[-1]
+        advantages = [((index + t) % 5) - 1.5 for t in range(length)]
+        rows.append({"input_ids": tokens, "labels": labels, "advantages": advantages})
+    args = WeightedSFTConfig(**arguments(num_processes))
+    return WeightedSFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def online(num_processes: int, model, tokenizer):
+    """Completions that depend on the prompt only, because two processes would draw other random numbers than one."""
+
+    def rollout(prompts, trainer):
+        prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        completion_ids = [
+            [2 + (sum(ids) + 3 * (i % 2) + 5 * t) % (len(tokenizer) - 2) for t in range(1 + (sum(ids) + i % 2) % 4)]
+            for i, ids in enumerate(prompt_ids)
+        ]
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+    def reward(completion_ids, **columns):
+        return [None if sum(ids) % 5 == 0 else (sum(ids) % 7) / 3 for ids in completion_ids]
+
+    args = OnlineSFTConfig(**arguments(num_processes), num_generations=2, beta=0.1, max_completion_length=8)
+    data = Dataset.from_list([{"prompt": f"{a} + {b} ="} for a in range(6) for b in range(2)])
+    return OnlineSFTTrainer(model, reward, args, data, processing_class=tokenizer, rollout_func=rollout)
+
+
+def train(kind: str, num_processes: int, folder: str) -> list[dict]:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    trainer = {"weighted": weighted, "online": online}[kind](num_processes, model, tokenizer)
+    assert trainer.accelerator.num_processes == num_processes
+    trainer.train()
+    wrapper = type(trainer.model_wrapped).__name__
+    assert wrapper == ("DistributedDataParallel" if num_processes > 1 else "Qwen2ForCausalLM"), wrapper
+    return trainer.state.log_history
+
+
+if __name__ == "__main__":
+    kind, output, folder = sys.argv[1:]
+    log = train(kind, 2, folder)
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        Path(output).write_text(json.dumps(log))

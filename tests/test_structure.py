@@ -1,0 +1,151 @@
+"""The house rules that a program can check."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import trl
+
+import online_sft
+from online_sft.baselines import BASELINES
+from online_sft.estimators import ESTIMATORS
+from trainers.online_sft_trainer import OnlineSFTTrainer
+from trainers.options import OnlineSFTOptions
+from trainers.weighted_collator import WeightedDataCollator
+from trainers.weighted_sft_trainer import WeightedSFTTrainer
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(
+    path for folder in ("online_sft", "trainers", "recipes") for path in (ROOT / folder).rglob("*.py")
+)
+MODULES = sorted(
+    module.name
+    for package in ("online_sft", "trainers")
+    for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
+    if not module.name.endswith("__main__")
+)
+
+
+def imported_packages(path):
+    tree = ast.parse(path.read_text())
+    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return {name.split(".")[0] for name in names if name}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_and_files_hold_one_idea(path):
+    """recipes → trainers → online_sft → torch; cli.py and the lazy __init__.py are the composition roots."""
+    folder = path.relative_to(ROOT).parts[0]
+    forbidden = {"online_sft": {"trl", "transformers", "trainers", "recipes"}, "trainers": {"recipes"}, "recipes": set()}
+    if path not in (ROOT / "online_sft/cli.py", ROOT / "online_sft/__init__.py"):
+        assert not imported_packages(path) & forbidden[folder]
+    assert len(path.read_text().splitlines()) < 400
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_public_is_listed_sorted_and_documented(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    public = getattr(module, "__all__", [])
+    assert public == sorted(public, key=lambda n: (not n.isupper(), n[0].islower(), n))
+    for attribute in public:
+        value = getattr(module, attribute)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, f"{name}.{attribute}"
+
+
+def test_the_lazy_names_exist_and_importing_the_package_loads_neither_torch_nor_transformers():
+    assert sorted(online_sft._HOME_OF) == sorted(online_sft.__all__)
+    for name in online_sft.__all__:
+        assert getattr(online_sft, name) is getattr(importlib.import_module(online_sft._HOME_OF[name]), name)
+    check = "import online_sft, sys; assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+UPSTREAM = {
+    (trl.SFTTrainer, "_prepare_dataset"): "dataset processing_class args packing formatting_func dataset_name",
+    (trl.SFTTrainer, "_set_signature_columns_if_needed"): "",
+    (trl.SFTTrainer, "compute_loss"): "model inputs return_outputs num_items_in_batch",
+    (trl.GRPOTrainer, "_calculate_rewards"): "inputs prompts completions completion_ids_list",
+    (trl.GRPOTrainer, "_generate_and_score_completions"): "inputs",
+    (trl.GRPOTrainer, "_compute_loss"): "model inputs",
+    (trl.GRPOTrainer, "log"): "logs start_time",
+    (trl.trainer.sft_trainer.DataCollatorForLanguageModeling, "torch_call"): "examples",
+}
+
+
+@pytest.mark.parametrize(("method", "parameters"), UPSTREAM.items(), ids=lambda value: str(value))
+def test_the_methods_that_we_override_still_have_the_signature_that_we_know(method, parameters):
+    owner, name = method
+    assert list(inspect.signature(getattr(owner, name)).parameters) == ["self", *parameters.split()]
+
+
+def test_every_override_is_listed_here_and_in_the_class_docstring():
+    overridden = set()
+    for ours in (WeightedSFTTrainer, OnlineSFTTrainer, WeightedDataCollator):
+        upstream = ours.__mro__[1]
+        methods = {n for n, value in vars(ours).items() if inspect.isfunction(value) and hasattr(upstream, n)}
+        methods -= {"__init__", "__eq__", "__repr__"}
+        overridden |= {(upstream, name) for name in methods}
+        if ours is not WeightedDataCollator:
+            assert all(f"{name}:" in ours.__doc__ for name in methods)
+    assert overridden == set(UPSTREAM)
+
+
+def test_grpo_still_refuses_groups_of_one_so_our_detour_is_still_needed(cpu_args):
+    with pytest.raises(ValueError, match="at least 2 generations"):
+        trl.GRPOConfig(**cpu_args, num_generations=1)
+
+
+def test_the_choices_offered_by_the_options_are_the_functions_that_exist():
+    offered = {field.name: field.metadata.get("choices") for field in fields(OnlineSFTOptions)}
+    assert sorted(offered["estimator"]) == sorted(ESTIMATORS)
+    assert sorted(offered["baseline"]) == sorted(BASELINES)
+
+
+def test_a_foreign_trainers_folder_is_named_and_the_console_script_does_not_see_it(tmp_path):
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers" / "__init__.py").write_text("")
+    shadowed = subprocess.run(
+        [sys.executable, "-c", "from online_sft import OnlineSFTConfig"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert f"Python found another one in {tmp_path / 'trainers'}" in shadowed.stderr
+    script = Path(sys.executable).parent / "online-sft"
+    immune = subprocess.run([script, "env"], cwd=tmp_path, capture_output=True, text=True)
+    assert immune.returncode == 0, immune.stderr
+    assert f"{ROOT / 'trainers'}" in immune.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_our_two_packages_and_works_elsewhere_beside_a_decoy(tmp_path):
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("online_sft-*.whl")
+    packages = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in packages if not name.endswith(".dist-info")} == {"online_sft", "trainers"}
+
+    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "venv"], check=True)
+    ours = tmp_path / "venv" / "bin"
+    subprocess.run([ours / "pip", "install", "--no-deps", "--force-reinstall", "-q", wheel], check=True)
+    packages_of_this_venv = next(path for path in sys.path if path.endswith("site-packages"))
+    (next((tmp_path / "venv").rglob("site-packages")) / "tested.pth").write_text(packages_of_this_venv)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "trainers").mkdir(parents=True)
+    (elsewhere / "trainers" / "__init__.py").write_text("raise RuntimeError('decoy')")
+    done = subprocess.run([ours / "online-sft", "env"], cwd=elsewhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "venv") in done.stdout.splitlines()[0]
+
+
+def test_no_local_link_of_the_documents_is_dead():
+    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("recipes/**/*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
