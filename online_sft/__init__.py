@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from online_sft.baselines import BASELINES
-    from online_sft.bias_ledger import bias_ledger
     from online_sft.estimators import ESTIMATORS, prop3, prop3_stable
+    from online_sft.ledger import bias_ledger
     from online_sft.losses import token_log_probs, weighted_log_probs, weighted_nll, weighted_nll_from_logits
     from online_sft.rewards import MathVerificationReward
     from trainers.online_sft_config import OnlineSFTConfig
@@ -29,7 +29,7 @@ _HOME_OF = {
     "OnlineSFTTrainer": "trainers.online_sft_trainer",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
     "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
-    "bias_ledger": "online_sft.bias_ledger",
+    "bias_ledger": "online_sft.ledger",
     "prop3": "online_sft.estimators",
     "prop3_stable": "online_sft.estimators",
     "token_log_probs": "online_sft.losses",

@@ -1,6 +1,6 @@
 """The `advantages` column of a data set row: one number per token, aligned with the tokens themselves.
 
-    row: {"input_ids": [5, 8, 2], "labels": [-100, 8, 2], "advantages": [0.0, 1.5, 1.5]}   or   "advantages": 1.5
+row: {"input_ids": [5, 8, 2], "labels": [-100, 8, 2], "advantages": [0.0, 1.5, 1.5]}   or   "advantages": 1.5
 """
 
 import math
@@ -33,7 +33,9 @@ def token_advantages(advantages: Sequence[float] | float, num_tokens: int, *, ro
         )
     for position, value in enumerate(advantages):
         if value is None or not math.isfinite(value):
-            raise ValueError(f"{row} has advantage {value} at token {position}; every advantage must be a finite number")
+            raise ValueError(
+                f"{row} has advantage {value} at token {position}; every advantage must be a finite number"
+            )
     return list(advantages)
 
 

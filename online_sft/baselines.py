@@ -1,7 +1,8 @@
 """Baselines: what a reward is compared with before it becomes a weight. [P, G] -> [P, G], P prompts, G samples each.
 
-A reward of NaN could not be scored: it takes no part in another sample's baseline. Any baseline that does not look at
-the sample's own reward leaves the expected gradient as it is and only changes its variance (docs/algorithm.md, section 2).
+A reward of NaN could not be scored: it takes no part in another sample's baseline. Any baseline that does not look
+at the sample's own reward leaves the expected gradient as it is and only changes its variance (docs/algorithm.md,
+section 2).
 """
 
 from collections.abc import Callable

@@ -154,7 +154,7 @@ def _parse(name: str, arguments: list[str], dataclasses: tuple[type, ...]) -> tu
 
 
 def _refuse_unknown(arguments: list[str], parser: "TrlParser") -> None:
-    """Before the configs are built, whose own complaints would come first. TRL reads keys that it does not know as values."""
+    """Runs before the configs are built, whose own complaints would come first."""
     import yaml
 
     given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
@@ -206,9 +206,7 @@ def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
                 raise ValueError("a single file has one split only; use a folder with a file per split")
             files = {split: data.dataset_name}
             return load_dataset(builder, data_files=files, split=split, streaming=data.dataset_streaming)
-        return load_dataset(
-            data.dataset_name, name=data.dataset_config, split=split, streaming=data.dataset_streaming
-        )
+        return load_dataset(data.dataset_name, name=data.dataset_config, split=split, streaming=data.dataset_streaming)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load split {split!r} of {data.dataset_name!r}: {error}") from error
 

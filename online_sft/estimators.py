@@ -54,7 +54,7 @@ def prop3(
         ref_log_prob: s_ref, [B], constant; None is allowed when beta is 0.
         reward: r, [B], constant.
         beta: price of the KL divergence, reward units per nat.
-        baseline: b, [B] or a number, constant; must not depend on the same completion if the estimate is to be unbiased.
+        baseline: b, [B] or a number, constant; unbiased only if it does not depend on the same completion.
         denom_eps: where |s| is below it, A / s would lose the gradient to rounding (relative error about 1e-7 / |s| in
             float32), so `prop3_stable`, which has the same gradient without a division, is used there.
 

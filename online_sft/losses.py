@@ -1,6 +1,6 @@
 """Weighted negative log-likelihood, the one loss behind every trainer here. Derivation: docs/algorithm.md, section 1.
 
-Whoever sums does not divide: the caller knows how many loss tokens the whole optimizer step holds, these functions do not.
+Whoever sums does not divide: the caller knows how many loss tokens the whole optimizer step holds, these do not.
 """
 
 import torch
@@ -10,7 +10,7 @@ __all__ = ["token_log_probs", "weighted_log_probs", "weighted_nll", "weighted_nl
 
 
 def token_log_probs(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, ignore_index: int = -100) -> Tensor:
-    """Log-probability of each label given what came before it, in nats: log softmax(logits[t-1] / temperature)[labels[t]].
+    """Log-probability of each label given what came before it: log softmax(logits[t-1] / temperature)[labels[t]], nats.
 
     Args:
         logits: [B, T, V], as a causal language model returns them: position t-1 predicts token t.
@@ -97,7 +97,7 @@ def weighted_nll_from_logits(
         denominator, temperature, ignore_index: as above.
 
     Returns:
-        Scalar; its gradient with respect to the logits of position t-1 is w_t (softmax - onehot(y_t)) / (temperature D).
+        Scalar; its gradient at the logits of position t-1 is w_t (softmax - onehot(y_t)) / (temperature D).
     """
     log_probs = token_log_probs(logits, labels, temperature=temperature, ignore_index=ignore_index)
     if weights.dim() == 2:

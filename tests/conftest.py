@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`, which is not installed
 
-from recipes.quickstart.tiny_model import build_model, build_tokenizer
 from transformers import Qwen2ForCausalLM
+
+from recipes.quickstart.tiny_model import build_model, build_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Trains for three steps and writes the log; `torchrun` starts it on two processes, the test itself calls it on one.
 
-    python distributed_worker.py weighted|online OUTPUT.json MODEL_FOLDER
+python distributed_worker.py weighted|online OUTPUT.json MODEL_FOLDER
 """
 
 import json

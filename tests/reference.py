@@ -42,9 +42,7 @@ class EnumerablePolicy:
     def log_probs(self, logits: Tensor) -> Tensor:
         """log pi(y) of every sequence, [num sequences]."""
         steps = logits.log_softmax(-1)
-        return torch.stack(
-            [sum(steps[self._row[s[:t]], token] for t, token in enumerate(s)) for s in self.sequences]
-        )
+        return torch.stack([sum(steps[self._row[s[:t]], token] for t, token in enumerate(s)) for s in self.sequences])
 
     def exact_gradient(self, beta: float) -> Tensor:
         """Autograd gradient of -(E[r] - beta KL(pi || pi_ref)), a loss to minimise."""

@@ -28,9 +28,10 @@ def error_of(capsys, *arguments):
 @pytest.mark.parametrize("arguments", [["--help"], ["weighted", "--help"], ["online", "--help"], ["env", "--help"]])
 def test_help_does_not_import_torch(arguments):
     """Help answers in about 0.1 s because it stays clear of torch (1 s) and transformers (3 s)."""
-    check = f"import sys; from online_sft.cli import main\ntry: main({arguments})\nfinally: assert 'torch' not in sys.modules"
+    run = f"import sys; from online_sft.cli import main\ntry: main({arguments})\n"
+    check = "finally: assert 'torch' not in sys.modules"
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", run + check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: online-sft" in done.stdout
     print(f"{time.perf_counter() - start:.2f} s")

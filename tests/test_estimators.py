@@ -1,4 +1,4 @@
-"""Proposition 3 against enumeration: the expected gradient over all 27 sequences of an enumerable policy, in float64."""
+"""Proposition 3 against enumeration: the expected gradient over all 27 sequences of a small policy, in float64."""
 
 import pytest
 import torch

@@ -156,7 +156,10 @@ def test_inputs_are_not_changed(ragged):
     ("call", "message"),
     [
         (lambda: token_log_probs(torch.zeros(2, 3, 5), torch.zeros(2, 4, dtype=torch.long)), r"\[2, 3\].*got \[2, 4\]"),
-        (lambda: token_log_probs(torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long), temperature=0.0), "got 0.0"),
+        (
+            lambda: token_log_probs(torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long), temperature=0.0),
+            "got 0.0",
+        ),
         (lambda: weighted_log_probs(torch.zeros(2, 3), torch.zeros(2, 4)), r"\[2, 3\] or \[B\] = \[2\].*got \[2, 4\]"),
         (lambda: weighted_log_probs(torch.zeros(2, 3), torch.zeros(3)), r"got \[3\]"),
     ],

@@ -52,9 +52,7 @@ def sgd_args(cpu_args):
 
 
 def run(model, tokenizer, reward, args, data=DATA, **options):
-    trainer = OnlineSFTTrainer(
-        model, reward, OnlineSFTConfig(**args), data, processing_class=tokenizer, **options
-    )
+    trainer = OnlineSFTTrainer(model, reward, OnlineSFTConfig(**args), data, processing_class=tokenizer, **options)
     trainer.train()
     return trainer
 
@@ -88,7 +86,9 @@ def assert_moved_by_gradient(trainer, policy):
     """Within 1e-5 of the largest gradient entry, which is what rounding the moved float32 parameters leaves."""
     for (name, before), after in zip(policy.named_parameters(), trainer.model.parameters(), strict=True):
         moved = before.detach() - after.detach()
-        assert_close(moved, before.grad, rtol=1e-5, atol=1e-5 * before.grad.abs().max().item(), msg=lambda m, n=name: n + m)
+        assert_close(
+            moved, before.grad, rtol=1e-5, atol=1e-5 * before.grad.abs().max().item(), msg=lambda m, n=name: n + m
+        )
 
 
 @pytest.mark.parametrize("estimator", ["prop3_stable", "prop3"])
@@ -108,7 +108,9 @@ def test_unscorable_completions_are_in_neither_sum_nor_denominator_nor_baseline(
     before = copy.deepcopy(saved_model).double()
     recorder = Recorder(unscorable=lambda index: index in (1, 4, 5))
     trainer = run(saved_model.double(), tokenizer, recorder, {**sgd_args, "beta": 0.3})
-    assert_moved_by_gradient(trainer, reinforce_gradient(before, tokenizer, recorder, baseline="leave_one_out", beta=0.3))
+    assert_moved_by_gradient(
+        trainer, reinforce_gradient(before, tokenizer, recorder, baseline="leave_one_out", beta=0.3)
+    )
 
 
 def test_accumulation_and_micro_batches_do_not_change_the_first_gradient(model, tokenizer, sgd_args):
@@ -116,7 +118,9 @@ def test_accumulation_and_micro_batches_do_not_change_the_first_gradient(model, 
     recorder = Recorder()
     before = copy.deepcopy(model).double()
     trainer = run(model.double(), tokenizer, recorder, {**sgd_args, **split})
-    assert_moved_by_gradient(trainer, reinforce_gradient(before, tokenizer, recorder, baseline="leave_one_out", beta=0.0))
+    assert_moved_by_gradient(
+        trainer, reinforce_gradient(before, tokenizer, recorder, baseline="leave_one_out", beta=0.0)
+    )
 
 
 def test_reward_weights_multiply_and_rewards_add_up(model, tokenizer, sgd_args):
@@ -160,7 +164,10 @@ def test_lora_moves_the_adapter_only_and_uses_the_base_model_as_reference(model,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
     with trainer.model.disable_adapter():
-        base = {name.replace(".base_layer", ""): value for name, value in trainer.model.get_base_model().state_dict().items()}
+        base = {
+            name.replace(".base_layer", ""): value
+            for name, value in trainer.model.get_base_model().state_dict().items()
+        }
     for name, value in frozen.items():
         assert_close(base[name], value, rtol=0, atol=0)
     kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
@@ -176,7 +183,10 @@ def test_reward_rises_on_a_task_a_newcomer_understands(model, tokenizer, cpu_arg
 
     args = {**cpu_args, "max_steps": 60, "per_device_train_batch_size": 32, "num_generations": 8}
     trainer = run(
-        model, tokenizer, sevens, {**args, "max_completion_length": 6, "learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+        model,
+        tokenizer,
+        sevens,
+        {**args, "max_completion_length": 6, "learning_rate": 1e-2, "lr_scheduler_type": "linear"},
     )
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     assert rewards[0] < 0.15
@@ -189,7 +199,11 @@ def test_reward_rises_on_a_task_a_newcomer_understands(model, tokenizer, cpu_arg
 @pytest.mark.parametrize(
     ("data", "reward", "message"),
     [
-        (Dataset.from_list([{"question": "1"}]), Recorder(), "the train dataset needs a `prompt` column; it has question"),
+        (
+            Dataset.from_list([{"question": "1"}]),
+            Recorder(),
+            "the train dataset needs a `prompt` column; it has question",
+        ),
         (
             Dataset.from_list([{"prompt": "1"}]),
             MathVerificationReward(),

@@ -23,9 +23,7 @@ from trainers.weighted_collator import WeightedDataCollator
 from trainers.weighted_sft_trainer import WeightedSFTTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted(
-    path for folder in ("online_sft", "trainers", "recipes") for path in (ROOT / folder).rglob("*.py")
-)
+SOURCES = sorted(path for folder in ("online_sft", "trainers", "recipes") for path in (ROOT / folder).rglob("*.py"))
 MODULES = sorted(
     module.name
     for package in ("online_sft", "trainers")
@@ -45,7 +43,11 @@ def imported_packages(path):
 def test_imports_point_down_and_files_hold_one_idea(path):
     """recipes → trainers → online_sft → torch; cli.py and the lazy __init__.py are the composition roots."""
     folder = path.relative_to(ROOT).parts[0]
-    forbidden = {"online_sft": {"trl", "transformers", "trainers", "recipes"}, "trainers": {"recipes"}, "recipes": set()}
+    forbidden = {
+        "online_sft": {"trl", "transformers", "trainers", "recipes"},
+        "trainers": {"recipes"},
+        "recipes": set(),
+    }
     if path not in (ROOT / "online_sft/cli.py", ROOT / "online_sft/__init__.py"):
         assert not imported_packages(path) & forbidden[folder]
     assert len(path.read_text().splitlines()) < 400
@@ -127,7 +129,9 @@ def test_a_foreign_trainers_folder_is_named_and_the_console_script_does_not_see_
 
 @pytest.mark.slow
 def test_the_wheel_holds_our_two_packages_and_works_elsewhere_beside_a_decoy(tmp_path):
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True, capture_output=True
+    )
     (wheel,) = tmp_path.glob("online_sft-*.whl")
     packages = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {name for name in packages if not name.endswith(".dist-info")} == {"online_sft", "trainers"}
@@ -146,6 +150,11 @@ def test_the_wheel_holds_our_two_packages_and_works_elsewhere_beside_a_decoy(tmp
 
 
 def test_no_local_link_of_the_documents_is_dead():
-    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("recipes/**/*.md")]:
+    for document in [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("recipes/**/*.md"),
+    ]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

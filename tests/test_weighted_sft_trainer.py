@@ -81,16 +81,21 @@ def test_gradient_is_that_of_the_written_out_loss(model, tokenizer, ragged_rows,
     loss.backward()
     cpu_args |= {"max_steps": 1, "per_device_train_batch_size": 8, "optim": "sgd", "learning_rate": 1.0}
     trainer = train(
-        WeightedSFTTrainer, WeightedSFTConfig, model, ragged_rows, tokenizer, cpu_args, max_grad_norm=0.0, weight_decay=0.0
+        WeightedSFTTrainer,
+        WeightedSFTConfig,
+        model,
+        ragged_rows,
+        tokenizer,
+        cpu_args,
+        max_grad_norm=0.0,
+        weight_decay=0.0,
     )
     for before, after in zip(by_hand.parameters(), trainer.model.parameters(), strict=True):
         assert_close(before - after, before.grad, rtol=1e-4, atol=1e-6)  # float32 rounding of the parameters
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(1, 8), (2, 4)])
-def test_accumulation_does_not_change_loss_or_gradient(
-    model, tokenizer, ragged_rows, cpu_args, batch, accumulation
-):
+def test_accumulation_does_not_change_loss_or_gradient(model, tokenizer, ragged_rows, cpu_args, batch, accumulation):
     cpu_args |= {"max_steps": 3}
     whole, split = (
         train(
@@ -196,7 +201,10 @@ def test_lora_trains_the_adapter_from_the_same_loss(model, tokenizer, ragged_row
     ("row", "message"),
     [
         ({"input_ids": [2, 3, 4], "labels": [2, 3, 4]}, "the train dataset needs an `advantages` column"),
-        ({"input_ids": [2, 3, 4], "advantages": [1.0, 2.0]}, "row 0 of the train dataset has 2 advantages for 3 tokens"),
+        (
+            {"input_ids": [2, 3, 4], "advantages": [1.0, 2.0]},
+            "row 0 of the train dataset has 2 advantages for 3 tokens",
+        ),
         ({"input_ids": [2, 3], "advantages": [1.0, float("nan")]}, "row 0 .* has advantage nan at token 1"),
         ({"input_ids": [2, 3], "advantages": float("inf")}, "row 0 .* has advantage inf at token 0"),
         ({"prompt": "1 + 1 =", "completion": " 2", "advantages": [1.0]}, "row 0 .* is text with a list of advantages"),

@@ -1,1 +1,1 @@
-"""Thin Hugging Face / TRL adapters over `online_sft`. Import them from there: `from online_sft import OnlineSFTTrainer`."""
+"""Thin Hugging Face / TRL adapters. Import them from `online_sft`: `from online_sft import OnlineSFTTrainer`."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from trl import GRPOConfig
 
 from online_sft.baselines import BASELINES, GROUP_BASELINES
-from online_sft.bias_ledger import bias_ledger
 from online_sft.estimators import ESTIMATORS
+from online_sft.ledger import bias_ledger
 from trainers.options import OnlineSFTOptions
 
 __all__ = ["OnlineSFTConfig"]
@@ -38,7 +38,7 @@ _OF_GRPOS_LOSS = (
 
 
 class _GroupOfOne(int):
-    """1, for which GRPOConfig's check `num_generations < 2` does not fire: GRPO needs a group, Proposition 3 does not."""
+    """1, past GRPOConfig's check `num_generations < 2`: GRPO needs a group, Proposition 3 does not."""
 
     def __lt__(self, other: object) -> bool:
         return False
@@ -60,22 +60,26 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
         for name, choices in (("estimator", ESTIMATORS), ("baseline", BASELINES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}; got {getattr(self, name)!r}")
-        if self.num_generations == 1:
+        single = self.num_generations == 1
+        if single:
             if self.baseline in GROUP_BASELINES:
                 raise ValueError(
                     f"baseline={self.baseline} compares answers within a group, so num_generations must be at least 2; "
                     "got 1. Raise it, or use baseline=none or baseline=constant"
                 )
-            self.num_generations = _GroupOfOne(1)
+            self.num_generations: int = _GroupOfOne(1)
         super().__post_init__()
-        self.num_generations = int(self.num_generations)
+        if single:
+            self.num_generations = 1
         self._refuse_options_of_grpos_loss()
         for bias in self.bias_ledger():
             logger.warning("bias: %s", bias)
 
     def bias_ledger(self) -> list[str]:
         """What this configuration optimises other than E[r] - beta KL, one sentence per option in force."""
-        sampling = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+        sampling = {
+            name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        }
         overrides = self.generation_kwargs if isinstance(self.generation_kwargs, dict) else {}
         sampling |= {name: value for name, value in overrides.items() if name in sampling}
         return bias_ledger(
@@ -92,9 +96,9 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
         for name in _OF_GRPOS_LOSS:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} belongs to GRPO's loss and would be ignored by online SFT; remove it"
+                    f"{name}={getattr(self, name)!r} belongs to GRPO's loss; online SFT would ignore it. Remove it"
                 )
         if self.scale_rewards != "none":
             raise ValueError(
-                f"scale_rewards={self.scale_rewards!r} would change the objective and is not supported; leave it at 'none'"
+                f"scale_rewards={self.scale_rewards!r} would change the objective; the only supported value is 'none'"
             )

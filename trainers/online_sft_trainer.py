@@ -76,12 +76,17 @@ class OnlineSFTTrainer(GRPOTrainer):
             args = OnlineSFTConfig(f"{name.split('/')[-1]}-OnlineSFT")
         if not isinstance(args, OnlineSFTConfig):
             raise ValueError(f"args must be an OnlineSFTConfig; got {type(args).__name__}")
-        if args.beta != 0.0 and not options.get("peft_config") and not isinstance(model, str):
-            if not isinstance(model, PeftModel) and not get_config_model_id(model.config):
-                raise ValueError(
-                    f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, and this "
-                    "model was built in memory; save it with save_pretrained and pass the folder, or set beta=0"
-                )
+        has_base_model = options.get("peft_config") or isinstance(model, PeftModel)
+        if (
+            args.beta != 0.0
+            and not has_base_model
+            and not isinstance(model, str)
+            and not get_config_model_id(model.config)
+        ):
+            raise ValueError(
+                f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, and this "
+                "model was built in memory; save it with save_pretrained and pass the folder, or set beta=0"
+            )
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
             _check_columns(train_dataset.column_names, reward_funcs)
@@ -90,13 +95,15 @@ class OnlineSFTTrainer(GRPOTrainer):
             function if isinstance(function, nn.Module) else checked(function, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
-        self._totals = {mode: defaultdict(lambda: np.zeros(2)) for mode in ("train", "eval")}  # [sum, count] by metric
+        self._totals: dict[str, dict[str, np.ndarray]] = {mode: defaultdict(lambda: np.zeros(2)) for mode in ("train", "eval")}  # [sum, count] by metric
         self._estimator = ESTIMATORS[args.estimator]
         self._baseline = (
             partial(constant, value=args.baseline_value) if args.baseline == "constant" else BASELINES[args.baseline]
         )
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> Tensor:
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         # A reward model's NaN would otherwise pass for TRL's mark of "cannot score".
         for column, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):

@@ -20,16 +20,16 @@ class OnlineSFTOptions:
     estimator: str = field(
         default="prop3_stable",
         metadata={
-            "help": "Gradient estimator: `prop3_stable` (no division), or `prop3`, the same gradient as the proposition "
-            "writes it.",
+            "help": "Gradient estimator: `prop3_stable` (no division), or `prop3`, the same gradient as "
+            "the proposition writes it.",
             "choices": ["prop3", "prop3_stable"],
         },
     )
     baseline: str = field(
         default="leave_one_out",
         metadata={
-            "help": "What a reward is compared with: `none`, `constant` (`baseline_value`), `leave_one_out` (mean of the "
-            "other samples of the prompt) or `group_mean`. The first two allow num_generations=1.",
+            "help": "What a reward is compared with: `none`, `constant` (`baseline_value`), `leave_one_out` (mean of "
+            "the other samples of the prompt) or `group_mean`. The first two allow num_generations=1.",
             "choices": ["none", "constant", "leave_one_out", "group_mean"],
         },
     )
@@ -39,8 +39,8 @@ class OnlineSFTOptions:
     beta: float = field(
         default=0.0,
         metadata={
-            "help": "Price of the KL divergence from the reference model, in reward units per nat. 0 loads no reference "
-            "model."
+            "help": "Price of the KL divergence from the reference model, in reward units per nat. 0 loads no "
+            "reference model."
         },
     )
     scale_rewards: str = field(

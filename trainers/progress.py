@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["RunningRewardCallback"]
 
@@ -53,5 +53,7 @@ class RunningRewardCallback(TrainerCallback):
             self.running = value if self.running is None else self.running + 0.2 * (value - self.running)
             self.bar.set_postfix_str(f"{name} {self.running:.3f}", refresh=False)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.close()

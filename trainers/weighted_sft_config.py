@@ -12,8 +12,8 @@ class WeightedSFTConfig(SFTConfig):
     """Every field of `trl.SFTConfig`.
 
     Raises:
-        ValueError: for options that would drop or distort the weights: packing, padding-free batches, `loss_type="dft"`,
-            label smoothing and `truncation_mode="keep_end"`.
+        ValueError: for options that would drop or distort the weights: packing, padding-free batches,
+            `loss_type="dft"`, label smoothing and `truncation_mode="keep_end"`.
     """
 
     def __post_init__(self) -> None:
@@ -28,4 +28,6 @@ class WeightedSFTConfig(SFTConfig):
         }
         for name, (value, supported) in would_lose_weights.items():
             if value != supported:
-                raise ValueError(f"{name}={value!r} would lose the weights; WeightedSFTTrainer supports {supported!r} only")
+                raise ValueError(
+                    f"{name}={value!r} would lose the weights; WeightedSFTTrainer supports {supported!r} only"
+                )

@@ -1,12 +1,13 @@
 """Weighted SFT on TRL's SFTTrainer: tokenisation, fused LM head, normalisation and metrics are TRL's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset
-from torch import nn
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id
@@ -61,29 +62,40 @@ class WeightedSFTTrainer(SFTTrainer):
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = WeightedDataCollator(**vars(self.data_collator))
 
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: Any,
+        args: WeightedSFTConfig,
+        packing: bool,
+        formatting_func: Callable[[dict[str, Any]], str] | None,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
         columns = next(iter(dataset)).keys()
         if "advantages" not in columns:
             raise ValueError(
-                f"the {dataset_name} dataset needs an `advantages` column (a number per row or per token; 1.0 for plain "
-                f"SFT); it has {', '.join(columns)}"
+                f"the {dataset_name} dataset needs an `advantages` column (a number per row or per token; 1.0 for "
+                f"plain SFT); it has {', '.join(columns)}"
             )
         tokenised = "input_ids" in columns
         kwargs = {"dataset_name": dataset_name}
         if tokenised:
-            use_mask = "labels" not in columns and "completion_mask" in columns and args.completion_only_loss is not False
+            use_mask = (
+                "labels" not in columns and "completion_mask" in columns and args.completion_only_loss is not False
+            )
             with PartialState().main_process_first():
                 dataset = dataset.map(_check_tokenised, with_indices=True, fn_kwargs={**kwargs, "use_mask": use_mask})
         else:
             with PartialState().main_process_first():
                 dataset = dataset.map(_check_per_row, with_indices=True, fn_kwargs=kwargs)
-        prepared = super()._prepare_dataset(
-            dataset, processing_class, args, packing, formatting_func, dataset_name
-        )
+        prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(prepared, Dataset) and len(prepared) < len(dataset):
             logger.warning(
                 "%d of %d rows of the %s dataset have no loss token within max_length=%s and were dropped",
-                len(dataset) - len(prepared), len(dataset), dataset_name, args.max_length,
+                len(dataset) - len(prepared),
+                len(dataset),
+                dataset_name,
+                args.max_length,
             )
         with PartialState().main_process_first():
             return prepared.map(_fit_to_tokens)
@@ -93,7 +105,13 @@ class WeightedSFTTrainer(SFTTrainer):
         if "advantages" not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, "advantages"]
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         inputs = dict(inputs)
         advantages = inputs.pop("advantages")
 

@@ -4,10 +4,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 __all__ = ["checked", "missing_columns"]
 
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardFunction = Callable[..., Any]  # returns Sequence[float | None], or a coroutine of one
 # What TRL passes to every reward function beside the data set's columns.
 _PASSED_BY_TRL = {
     "prompts",
@@ -25,7 +26,8 @@ def missing_columns(reward_function: RewardFunction, columns: Iterable[str]) -> 
     required = [
         name
         for name, parameter in inspect.signature(reward_function).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
     return [name for name in required if name not in _PASSED_BY_TRL and name not in set(columns)]
 
@@ -54,17 +56,16 @@ def checked(reward_function: RewardFunction, name: str) -> RewardFunction:
                 )
         return rewards
 
-    if inspect.iscoroutinefunction(reward_function) or inspect.iscoroutinefunction(type(reward_function).__call__):
+    @functools.wraps(reward_function)
+    def wrapper(completions: Sequence[Any], **kwargs: Any) -> Sequence[float | None]:
+        return check(reward_function(completions=completions, **kwargs), len(completions))
 
-        @functools.wraps(reward_function)
-        async def wrapper(**kwargs: object) -> Sequence[float | None]:
-            return check(await reward_function(**kwargs), len(kwargs["completions"]))
+    @functools.wraps(reward_function)
+    async def async_wrapper(completions: Sequence[Any], **kwargs: Any) -> Sequence[float | None]:
+        return check(await reward_function(completions=completions, **kwargs), len(completions))
 
-    else:
-
-        @functools.wraps(reward_function)
-        def wrapper(**kwargs: object) -> Sequence[float | None]:
-            return check(reward_function(**kwargs), len(kwargs["completions"]))
-
-    wrapper.__name__ = name
-    return wrapper
+    # a callable object carries the `async` on its __call__
+    is_async = any(map(inspect.iscoroutinefunction, (reward_function, type(reward_function).__call__)))
+    chosen: RewardFunction = async_wrapper if is_async else wrapper
+    chosen.__name__ = name
+    return chosen

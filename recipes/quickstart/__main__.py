@@ -1,6 +1,6 @@
 """The quickstart: imitate flawed demonstrations, then learn from their grades, or from one's own graded samples.
 
-    python -m recipes.quickstart [--seed 0] [--steps N] [--output_dir runs/quickstart]
+python -m recipes.quickstart [--seed 0] [--steps N] [--output_dir runs/quickstart]
 """
 
 import argparse
@@ -37,7 +37,13 @@ DEMONSTRATIONS_PER_STEP, SAMPLES_PER_STEP = 128, 256
 IMITATION = {"max_steps": 1500, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_steps": 100}
 GRADED = {"max_steps": 300, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 # Two samples of each of 128 problems a step, and no baseline: more problems beat larger groups here.
-ONLINE = {"max_steps": 300, "learning_rate": 5e-4, "lr_scheduler_type": "linear", "num_generations": 2, "baseline": "none"}
+ONLINE = {
+    "max_steps": 300,
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "linear",
+    "num_generations": 2,
+    "baseline": "none",
+}
 
 
 def main() -> None:
@@ -54,11 +60,12 @@ def main() -> None:
     save_curves(stages, arguments.output_dir / "curves.png")
     save_completions(stages, held_out, arguments.output_dir / "completions.csv")
     print_table(stages, time.perf_counter() - start)
-    print(f"models, curves.png and completions.csv are in {arguments.output_dir}")
+    print(f"models, data, curves.png and completions.csv are in {arguments.output_dir}")
 
 
 def run(output_dir: Path, seed: int, steps: int | None) -> tuple[list[Stage], datasets.Dataset]:
     """The three stages, and the held-out problems they were measured on."""
+    output_dir.mkdir(parents=True, exist_ok=True)
     problems = make_problems(seed)
     demonstrations = flawed_demonstrations(
         problems.train, copies=DEMONSTRATIONS_PER_PROBLEM, share_wrong=SHARE_WRONG, seed=seed
@@ -66,6 +73,8 @@ def run(output_dir: Path, seed: int, steps: int | None) -> tuple[list[Stage], da
     tokenizer = build_tokenizer(PHRASES)
     reward = AgreeingReward(MathVerificationReward(correct_reward=1.0, incorrect_reward=0.0), problems.generator)
     grades = reward(demonstrations["completion"], demonstrations["solution"], demonstrations["index"])
+    problems.train.to_json(output_dir / "problems.jsonl")
+    demonstrations.add_column("advantages", grades).to_json(output_dir / "demonstrations.jsonl")
     model = build_model(tokenizer, seed=seed)
     print(
         f"{len(problems.train):,} training and {len(problems.held_out)} held-out problems, for example "
@@ -99,7 +108,9 @@ def run(output_dir: Path, seed: int, steps: int | None) -> tuple[list[Stage], da
     def weighted(name: str, model: PreTrainedModel, before: Evaluation, advantages: list[float], stage: dict) -> Stage:
         args = WeightedSFTConfig(per_device_train_batch_size=DEMONSTRATIONS_PER_STEP, **settings(name, stage))
         data = demonstrations.select_columns(["prompt", "completion"]).add_column("advantages", advantages)
-        return train(name, model, WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer), before)
+        return train(
+            name, model, WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer), before
+        )
 
     def online(name: str, model: PreTrainedModel, before: Evaluation, stage: dict) -> Stage:
         args = OnlineSFTConfig(

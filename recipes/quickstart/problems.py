@@ -27,7 +27,8 @@ def make_problems(seed: int) -> Problems:
         "chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=2, seed=seed, size=NUM_TRAIN + 10 * NUM_HELD_OUT
     )
     rows = [
-        {"prompt": entry["question"], "solution": entry["answer"], "index": index} for index, entry in enumerate(generator)
+        {"prompt": entry["question"], "solution": entry["answer"], "index": index}
+        for index, entry in enumerate(generator)
     ]
     one_of_each = list({row["prompt"]: row for row in rows}.values())
     held_out = random.Random(seed).sample(one_of_each, NUM_HELD_OUT)
@@ -37,7 +38,7 @@ def make_problems(seed: int) -> Problems:
 
 
 def flawed_demonstrations(problems: Dataset, *, copies: int, share_wrong: float, seed: int) -> Dataset:
-    """`copies` demonstrations of each problem, `completion`; a share of the answers is off by one or ten: a lost carry."""
+    """`copies` demonstrations of each problem; a share of the answers is off by one or ten, as if a carry was lost."""
     rng = random.Random(seed)
     repeated = problems.select([index for _ in range(copies) for index in range(len(problems))])
     answers = [

@@ -12,7 +12,7 @@ from rich.table import Table
 from recipes.quickstart.evaluate import Evaluation
 
 matplotlib.use("Agg")  # a picture in a file, no window
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Stage:
 def print_table(stages: list[Stage], total_seconds: float) -> None:
     """Accuracy on held-out problems before and after each stage."""
     table = Table(title="Held-out accuracy, before → after")
-    for column, justify in (("stage", "left"), ("greedy", "right"), ("sampled", "right"), ("samples", "right"), ("s", "right")):
-        table.add_column(column, justify=justify)
+    table.add_column("stage")
+    for column in ("greedy", "sampled", "samples", "seconds"):
+        table.add_column(column, justify="right")
     for stage in stages:
         table.add_row(
             stage.name,

@@ -28,8 +28,8 @@ def bias_ledger(
     ledger = []
     if temperature != 1.0:
         ledger.append(
-            f"temperature={temperature}: completions are sampled and scored at this temperature, so the tempered policy "
-            "is trained, not the policy at temperature 1"
+            f"temperature={temperature}: completions are sampled and scored at this temperature, so the tempered "
+            "policy is trained, not the policy at temperature 1"
         )
     filters = {"top_p": (top_p, 1.0), "top_k": (top_k or 0, 0), "min_p": (min_p or 0.0, 0.0)}
     for name, (value, off) in filters.items():
@@ -49,14 +49,17 @@ def bias_ledger(
             "from an older policy and no importance weight corrects it"
         )
     if use_vllm:
-        ledger.append("use_vllm=True: the engine's log-probs differ from the policy's and no importance weight corrects it")
+        ledger.append(
+            "use_vllm=True: the engine's log-probs differ from the policy's and no importance weight corrects it"
+        )
     if mask_truncated_completions:
         ledger.append(
-            "mask_truncated_completions=True: completions cut at the length limit get no gradient, which favours long ones"
+            "mask_truncated_completions=True: completions cut at the length limit get no gradient, which favours "
+            "long ones"
         )
     if baseline == "group_mean" and beta != 0.0:
         ledger.append(
-            "baseline=group_mean: scales the reward's gradient by (G-1)/G but not the KL's, which acts like a larger beta; "
-            "leave_one_out does not"
+            "baseline=group_mean: scales the reward's gradient by (G-1)/G but not the KL's, which acts like a larger "
+            "beta; leave_one_out does not"
         )
     return ledger
