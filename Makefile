@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format lint types build clean
+.PHONY: help install quickstart test test-slow check format lint types mutants build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lint: $(INSTALLED) ## complain, change nothing
 
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
+
+mutants: $(INSTALLED) ## break the code on purpose, one line at a time; every break must fail a test
+	$(BIN)/python tests/mutants.py
 
 build: $(INSTALLED) ## wheel and source archive in dist/
 	$(BIN)/python -m build --outdir dist

@@ -129,11 +129,12 @@ def test_one_advantage_per_row_is_the_same_advantage_on_every_token(model, token
     assert logged(runs[0], "loss") == logged(runs[1], "loss")
 
 
-def test_completion_mask_of_tokenised_rows_is_used(model, tokenizer, ragged_rows, cpu_args):
+@pytest.mark.parametrize("column", ["completion_mask", "loss_mask"])
+def test_the_mask_of_tokenised_rows_is_used(model, tokenizer, ragged_rows, cpu_args, column):
     masked = [
         {
             "input_ids": row["input_ids"],
-            "completion_mask": [int(label != -100) for label in row["labels"]],
+            column: [int(label != -100) for label in row["labels"]],
             "advantages": row["advantages"],
         }
         for row in ragged_rows
@@ -205,6 +206,10 @@ def test_lora_trains_the_adapter_from_the_same_loss(model, tokenizer, ragged_row
             {"input_ids": [2, 3, 4], "advantages": [1.0, 2.0]},
             "row 0 of the train dataset has 2 advantages for 3 tokens",
         ),
+        (
+            {"input_ids": [2, 3], "advantages": 1.0, "loss_mask": [1]},
+            "row 0 of the train dataset has 1 entries in `loss_mask` for 2 tokens",
+        ),
         ({"input_ids": [2, 3], "advantages": [1.0, float("nan")]}, "row 0 .* has advantage nan at token 1"),
         ({"input_ids": [2, 3], "advantages": float("inf")}, "row 0 .* has advantage inf at token 0"),
         ({"prompt": "1 + 1 =", "completion": " 2", "advantages": [1.0]}, "row 0 .* is text with a list of advantages"),
@@ -229,3 +234,18 @@ def test_options_that_would_lose_weights_are_refused(cpu_args, option, value):
 def test_a_plain_sft_config_is_refused(model, tokenizer, cpu_args):
     with pytest.raises(ValueError, match="args must be a WeightedSFTConfig; got SFTConfig"):
         WeightedSFTTrainer(model, SFTConfig(**cpu_args), train_dataset=None, processing_class=tokenizer)
+
+
+def test_a_collator_that_drops_the_advantages_is_named(model, tokenizer, ragged_rows, cpu_args):
+    def forgetful(examples):
+        return {name: torch.tensor([examples[0][name]]) for name in ("input_ids", "labels")}
+
+    trainer = WeightedSFTTrainer(
+        model,
+        WeightedSFTConfig(**cpu_args, max_steps=1, per_device_train_batch_size=1),
+        data_collator=forgetful,
+        train_dataset=Dataset.from_list(ragged_rows),
+        processing_class=tokenizer,
+    )
+    with pytest.raises(ValueError, match="data collator function returned no `advantages`"):
+        trainer.train()

@@ -95,7 +95,9 @@ class OnlineSFTTrainer(GRPOTrainer):
             function if isinstance(function, nn.Module) else checked(function, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
-        self._totals: dict[str, dict[str, np.ndarray]] = {mode: defaultdict(lambda: np.zeros(2)) for mode in ("train", "eval")}  # [sum, count] by metric
+        self._totals: dict[str, dict[str, np.ndarray]] = {
+            mode: defaultdict(lambda: np.zeros(2)) for mode in ("train", "eval")
+        }  # [sum, count] by metric
         self._estimator = ESTIMATORS[args.estimator]
         self._baseline = (
             partial(constant, value=args.baseline_value) if args.baseline == "constant" else BASELINES[args.baseline]

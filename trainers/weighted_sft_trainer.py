@@ -1,6 +1,7 @@
 """Weighted SFT on TRL's SFTTrainer: tokenisation, fused LM head, normalisation and metrics are TRL's."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -30,14 +31,14 @@ class WeightedSFTTrainer(SFTTrainer):
     SFTTrainer's loss.
 
     Data: any data set that `SFTTrainer` takes, with an `advantages` column: one number per row, or, for rows that are
-    tokenised already (`input_ids` with `labels` or `completion_mask`), one number per token, aligned with the tokens
-    themselves.
+    tokenised already (`input_ids` with `labels`, or with `loss_mask` or `completion_mask`, 1 on loss tokens), one
+    number per token, aligned with the tokens themselves.
 
     Constructor, arguments and features are those of `trl.SFTTrainer`; `args` is a `WeightedSFTConfig`.
 
     Overrides of `SFTTrainer`, and why:
         __init__: swaps TRL's collator, which ignores the column, for one that pads it.
-        _prepare_dataset: TRL truncates tokens and labels only, and ignores `completion_mask` on tokenised rows.
+        _prepare_dataset: TRL truncates tokens and labels only, and ignores masks on tokenised rows.
         _set_signature_columns_if_needed: TRL would remove the column.
         compute_loss: multiplies the log-probs by the advantages; the rest of the loss is TRL's.
 
@@ -57,6 +58,9 @@ class WeightedSFTTrainer(SFTTrainer):
         if options.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the weighted loss; subclass compute_loss instead")
         super().__init__(model, args, *more, **options)
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError("context and sequence parallelism would lose the weights; set cp_size=1 and sp_size=1")
         if self._is_vision_dataset:
             raise ValueError("WeightedSFTTrainer supports text only; this dataset has an image column")
         if type(self.data_collator) is DataCollatorForLanguageModeling:
@@ -71,23 +75,23 @@ class WeightedSFTTrainer(SFTTrainer):
         formatting_func: Callable[[dict[str, Any]], str] | None,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        columns = next(iter(dataset)).keys()
+        columns = list(next(iter(dataset)))
         if "advantages" not in columns:
             raise ValueError(
                 f"the {dataset_name} dataset needs an `advantages` column (a number per row or per token; 1.0 for "
                 f"plain SFT); it has {', '.join(columns)}"
             )
-        tokenised = "input_ids" in columns
-        kwargs = {"dataset_name": dataset_name}
-        if tokenised:
-            use_mask = (
-                "labels" not in columns and "completion_mask" in columns and args.completion_only_loss is not False
+        if "input_ids" in columns:
+            masks = (
+                [] if "labels" in columns else [name for name in ("loss_mask", "completion_mask") if name in columns]
             )
-            with PartialState().main_process_first():
-                dataset = dataset.map(_check_tokenised, with_indices=True, fn_kwargs={**kwargs, "use_mask": use_mask})
+            if args.completion_only_loss is False:
+                masks = [name for name in masks if name != "completion_mask"]
+            check = partial(_check_tokenised, dataset_name=dataset_name, masks=masks)
         else:
-            with PartialState().main_process_first():
-                dataset = dataset.map(_check_per_row, with_indices=True, fn_kwargs=kwargs)
+            check = partial(_check_text, dataset_name=dataset_name)
+        with PartialState().main_process_first():
+            dataset = dataset.map(check, with_indices=True)
         prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(prepared, Dataset) and len(prepared) < len(dataset):
             logger.warning(
@@ -112,6 +116,11 @@ class WeightedSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        if "advantages" not in inputs:
+            raise ValueError(
+                f"the data collator {type(self.data_collator).__name__} returned no `advantages`; "
+                "use WeightedDataCollator or add them, [B, T] like `input_ids`"
+            )
         inputs = dict(inputs)
         advantages = inputs.pop("advantages")
 
@@ -127,20 +136,20 @@ class WeightedSFTTrainer(SFTTrainer):
         return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
 
 
-def _check_tokenised(row: dict[str, Any], index: int, dataset_name: str, use_mask: bool) -> dict[str, Any]:
-    """One advantage per token; labels from `completion_mask`, which TRL ignores on tokenised rows."""
-    tokens = row["input_ids"]
-    checked = {
-        "advantages": token_advantages(row["advantages"], len(tokens), row=f"row {index} of the {dataset_name} dataset")
-    }
-    if use_mask:
-        checked["labels"] = [
-            token if mask else -100 for token, mask in zip(tokens, row["completion_mask"], strict=True)
-        ]
+def _check_tokenised(row: dict[str, Any], index: int, *, dataset_name: str, masks: list[str]) -> dict[str, Any]:
+    """One advantage per token; labels where all `masks` are 1 (TRL ignores mask columns on tokenised rows)."""
+    name, tokens = f"row {index} of the {dataset_name} dataset", row["input_ids"]
+    checked = {"advantages": token_advantages(row["advantages"], len(tokens), row=name)}
+    for mask in masks:
+        if len(row[mask]) != len(tokens):
+            raise ValueError(f"{name} has {len(row[mask])} entries in `{mask}` for {len(tokens)} tokens")
+    if masks:
+        kept = zip(*(row[mask] for mask in masks), strict=True)
+        checked["labels"] = [token if all(bits) else -100 for token, bits in zip(tokens, kept, strict=True)]
     return checked
 
 
-def _check_per_row(row: dict[str, Any], index: int, dataset_name: str) -> dict[str, Any]:
+def _check_text(row: dict[str, Any], index: int, *, dataset_name: str) -> dict[str, Any]:
     """Text has no tokens yet, so only one advantage for the whole row makes sense."""
     name = f"row {index} of the {dataset_name} dataset"
     if isinstance(row["advantages"], list):
