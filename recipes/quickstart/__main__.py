@@ -38,7 +38,7 @@ IMITATION = {"max_steps": 1500, "learning_rate": 2e-3, "lr_scheduler_type": "cos
 GRADED = {"max_steps": 300, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 # Two samples of each of 128 problems a step, and no baseline: more problems beat larger groups here.
 ONLINE = {
-    "max_steps": 300,
+    "max_steps": 400,
     "learning_rate": 5e-4,
     "lr_scheduler_type": "linear",
     "num_generations": 2,
