@@ -74,7 +74,7 @@ def _own_trainers() -> ModuleType:
     """`trainers` is a common folder name: one in the current directory would shadow ours under `python script.py`."""
     trainers = importlib.import_module("trainers")
     ours = Path(__file__).resolve().parent.parent / "trainers"
-    found = [Path(folder).resolve() for folder in trainers.__path__]
+    found = [Path(place).resolve() for place in getattr(trainers, "__path__", [trainers.__file__])]
     if ours not in found:
         raise ImportError(
             f"online_sft needs its own `trainers` package in {ours}, but Python found another one in {found[0]}. "

@@ -8,7 +8,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         COMMANDS[name].run(arguments[1:])
     except UsageError as error:
-        print(f"online-sft {name}: error: {error}", file=sys.stderr)
+        print(f"online-sft {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -82,6 +82,9 @@ def _weighted(arguments: list[str]) -> None:
 
 
 def _online(arguments: list[str]) -> None:
+    import online_sft
+
+    online_sft._own_trainers()
     from trainers.options import OnlineSFTOptions
 
     _print_help_if_asked("online", arguments, (RewardArguments, OnlineSFTOptions, DataArguments), "trl.GRPOConfig")
@@ -90,7 +93,9 @@ def _online(arguments: list[str]) -> None:
     data, config, rewards, model = _parse("online", arguments, (DataArguments, OnlineSFTConfig, RewardArguments))
     if not rewards.reward_funcs:
         raise UsageError("no reward: set --reward_funcs, for example --reward_funcs math")
-    reward_funcs = [_load_reward(name) for name in rewards.reward_funcs]
+    # YAML's `reward_funcs: math` arrives as a string
+    names = [rewards.reward_funcs] if isinstance(rewards.reward_funcs, str) else rewards.reward_funcs
+    reward_funcs = [_load_reward(name) for name in names]
     _train(OnlineSFTTrainer, data, config, model, reward_funcs=reward_funcs)
 
 
@@ -142,7 +147,18 @@ def _parse(name: str, arguments: list[str], dataclasses: tuple[type, ...]) -> tu
     import yaml
     from trl import ModelConfig, TrlParser
 
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(message)
+
     parser = TrlParser((*dataclasses, ModelConfig), prog=f"online-sft {name}", allow_abbrev=False)
+    parser.error = refuse  # argparse would print 150 lines of usage first
+    arguments = [
+        word
+        for argument in arguments
+        for word in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
+    ]
+    if arguments[-1:] == ["--config"]:
+        raise UsageError("--config needs a file")
     if "--help_all" in arguments:
         parser.print_help()
         raise SystemExit(0)
@@ -158,7 +174,7 @@ def _refuse_unknown(arguments: list[str], parser: "TrlParser") -> None:
     import yaml
 
     given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
-    if "--config" in arguments[:-1]:
+    if "--config" in arguments:
         with open(arguments[arguments.index("--config") + 1]) as file:
             config = yaml.safe_load(file)
         given += config if isinstance(config, dict) else []
@@ -234,7 +250,7 @@ def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments:
             quantization_config=get_quantization_config(model),
             **arguments,
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UsageError(error) from error
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir)

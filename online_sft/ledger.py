@@ -1,5 +1,7 @@
 """What a configuration of online SFT optimises other than E[r] - beta KL, one sentence per option in force."""
 
+from collections.abc import Iterable
+
 __all__ = ["bias_ledger"]
 
 
@@ -11,18 +13,22 @@ def bias_ledger(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     updates_per_rollout: float = 1.0,
+    other_sampling_options: Iterable[str] = (),
     use_vllm: bool = False,
     mask_truncated_completions: bool = False,
+    sync_ref_model: bool = False,
     baseline: str = "leave_one_out",
     beta: float = 0.0,
 ) -> list[str]:
-    """Names every option that biases the gradient or changes the objective, with its value. Empty: none does.
+    """Names the options that bias the gradient or change the objective, with their values. Empty: none of these does.
 
     Args:
         temperature, top_p, top_k, min_p, repetition_penalty: how completions are sampled.
+        other_sampling_options: names of further options of the sampler.
         updates_per_rollout: optimizer steps taken on one batch of completions.
         use_vllm: completions come from another engine, whose log-probs differ by rounding.
         mask_truncated_completions: completions cut at the length limit get no gradient.
+        sync_ref_model: the reference follows the policy.
         baseline, beta: of the estimator.
     """
     ledger = []
@@ -43,6 +49,11 @@ def bias_ledger(
             f"repetition_penalty={repetition_penalty}: completions are not sampled from the policy whose log-probs are "
             "used, so the gradient is biased"
         )
+    if other_sampling_options:
+        ledger.append(
+            f"generation_kwargs {', '.join(sorted(other_sampling_options))}: if they change which tokens are sampled, "
+            "the log-probs are not those of the sampler and the gradient is biased"
+        )
     if updates_per_rollout > 1:
         ledger.append(
             f"{updates_per_rollout:g} optimizer steps per batch of completions: after the first, the completions come "
@@ -57,6 +68,8 @@ def bias_ledger(
             "mask_truncated_completions=True: completions cut at the length limit get no gradient, which favours "
             "long ones"
         )
+    if sync_ref_model:
+        ledger.append("sync_ref_model=True: the reference moves, so the KL is to an earlier policy, not to the start")
     if baseline == "group_mean" and beta != 0.0:
         ledger.append(
             "baseline=group_mean: scales the reward's gradient by (G-1)/G but not the KL's, which acts like a larger "

@@ -21,8 +21,10 @@ def error_of(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    return lines[-1]
+    # progress bars of datasets and transformers go to stderr too, ended by \r or begun by one
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "it/s" not in line]
+    (line,) = [line for line in lines if not line.startswith(("Loading", "Generating", "Writing"))]
+    return line
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["weighted", "--help"], ["online", "--help"], ["env", "--help"]])
@@ -66,6 +68,9 @@ def test_env_names_versions_and_paths(capsys):
         (["online", "--lerning_rate", "1"], "unknown argument 'lerning_rate'; did you mean 'learning_rate'?"),
         (["online", "--baselin=none"], "unknown argument 'baselin'; did you mean 'baseline'?"),
         (["weighted", "--max-step", "3"], "unknown argument 'max_step'; did you mean 'max_steps'?"),
+        (["online", "--learning_rate", "abc"], "argument --learning_rate/--learning-rate: invalid float value: 'abc'"),
+        (["online", "--max_steps", "2", "--config"], "--config needs a file"),
+        (["online", "--config=missing.yaml"], "No such file or directory: 'missing.yaml'"),
         (["online", "--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
         (["online", "--output_dir", "out", "--use_cpu", "true"], "no reward: set --reward_funcs"),
         (["weighted", "--output_dir", "out", "--use_cpu", "true"], "no model: set --model_name_or_path"),
@@ -85,8 +90,15 @@ def test_an_unknown_key_in_the_config_file_is_an_error_too(capsys, tmp_path):
     assert line == "online-sft online: error: unknown argument 'base_line'; did you mean 'baseline'?"
 
 
+def test_a_config_file_that_is_not_yaml_is_an_error_too(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("max_steps: [1, 2\n")
+    assert "online-sft online: error: while parsing a flow sequence" in error_of(capsys, "online", "--config=run.yaml")
+
+
 def test_an_unknown_command_is_refused(capsys):
-    assert "invalid choice: 'onlin'" in error_of(capsys, "onlin")
+    with pytest.raises(SystemExit):
+        cli.main(["onlin"])
+    assert "invalid choice: 'onlin'" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -130,6 +142,19 @@ def test_online_trains_with_a_reward_of_the_users_own(run_dir):
     cli.main(["online", *arguments, *options, "--reward_funcs", "my_rewards.short", "math"])
     state = json.loads((run_dir / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     assert {"rewards/short/mean", "rewards/math_verification/mean"} <= set(state["log_history"][0])
+
+
+def test_one_reward_in_yaml_needs_no_list(run_dir):
+    with (run_dir / "run.yaml").open("a") as file:
+        file.write("reward_funcs: math\nnum_generations: 4\nmax_completion_length: 4\n")
+    cli.main(["online", "--config=run.yaml", "--dataset_name", "prompts.jsonl", "--max_steps", "1"])
+    assert (run_dir / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("option", ["--model_name_or_path", "--reward_funcs"])
+def test_a_model_that_does_not_exist_is_named(run_dir, capsys, option):
+    given = ["--config", "run.yaml", "--dataset_name", "prompts.jsonl", "--reward_funcs", "math", option, "./no-model"]
+    assert "no-model" in error_of(capsys, "online", *given)
 
 
 def test_a_single_file_has_no_test_split(run_dir, capsys):

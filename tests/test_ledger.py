@@ -15,6 +15,8 @@ def test_nothing_in_force_is_an_empty_ledger():
         ({"top_k": 20}, "top_k=20:"),
         ({"min_p": 0.05}, "min_p=0.05:"),
         ({"repetition_penalty": 1.1}, "repetition_penalty=1.1:"),
+        ({"other_sampling_options": ["typical_p"]}, "generation_kwargs typical_p:"),
+        ({"sync_ref_model": True}, "sync_ref_model=True:"),
         ({"updates_per_rollout": 4}, "4 optimizer steps"),
         ({"use_vllm": True}, "use_vllm=True:"),
         ({"mask_truncated_completions": True}, "mask_truncated_completions=True:"),

@@ -145,6 +145,18 @@ def test_the_completions_table_shows_reward_minus_baseline(model, tokenizer, sgd
     assert_close(torch.tensor(list(trainer._logs["advantages"])), expected.flatten())
 
 
+def test_evaluation_may_use_larger_batches_than_training(model, tokenizer, sgd_args):
+    args = {**sgd_args, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 16}
+    recorder = Recorder()
+    trainer = OnlineSFTTrainer(
+        model, recorder, OnlineSFTConfig(**args), DATA, eval_dataset=DATA, processing_class=tokenizer
+    )
+    metrics = trainer.evaluate()
+    assert len(recorder.rewards) == 16
+    assert_close(metrics["eval_reward"], sum(recorder.rewards) / 16)
+    assert_close(metrics["eval_advantage"], 0.0, rtol=0, atol=1e-6)  # leave-one-out advantages of a group add up to 0
+
+
 def test_kl_is_zero_at_the_reference_and_is_logged_per_completion(saved_model, tokenizer, cpu_args):
     args = {**cpu_args, "max_steps": 3, "per_device_train_batch_size": 8, "num_generations": 4, "beta": 0.1}
     trainer = run(saved_model, tokenizer, Recorder(), {**args, "max_completion_length": 6, "learning_rate": 1e-2})
@@ -247,6 +259,8 @@ def test_a_group_baseline_needs_a_group(cpu_args, baseline):
         ({"baseline": "mean"}, "baseline must be one of constant, group_mean, leave_one_out, none; got 'mean'"),
         ({"epsilon": 0.3}, "epsilon=0.3 belongs to GRPO's loss"),
         ({"loss_type": "grpo"}, "loss_type='grpo' belongs to GRPO's loss"),
+        ({"baseline_value": 0.5}, "baseline_value=0.5 is for baseline=constant; got baseline=leave_one_out"),
+        ({"generation_kwargs": {"temperature": 0.7}}, "generation_kwargs sets temperature"),
         ({"scale_rewards": "group"}, "scale_rewards='group' would change the objective"),
     ],
 )
@@ -273,7 +287,8 @@ def test_a_plain_grpo_config_is_refused(model, tokenizer, cpu_args):
         ({"temperature": 0.7}, "bias: temperature=0.7: .* the tempered policy is trained"),
         ({"top_p": 0.9}, "bias: top_p=0.9: .* the gradient is biased; top_p=1.0"),
         ({"top_k": 50}, "bias: top_k=50: .* the gradient is biased; top_k=0"),
-        ({"generation_kwargs": {"min_p": 0.1}}, "bias: min_p=0.1: .* the gradient is biased"),
+        ({"min_p": 0.1}, "bias: min_p=0.1: .* the gradient is biased"),
+        ({"generation_kwargs": {"typical_p": 0.9}}, "bias: generation_kwargs typical_p: .* the gradient is biased"),
         ({"num_iterations": 2}, "bias: 2 optimizer steps per batch of completions"),
         ({"baseline": "group_mean", "beta": 0.1}, "bias: baseline=group_mean"),
     ],

@@ -21,7 +21,9 @@ EXTRACTED = [
     (r"so \boxed{7}, no, \boxed{42}", "42", "the last box counts"),
     ("Answer: 7\nWait.\nAnswer: 42", "42", "the last answer line counts"),
     (r"\boxed{7} Answer: 42", "42", "a line beats a box"),
-    (r"Answer: 42 \boxed{}", "", "an empty box answers nothing"),
+    (r"Answer: \boxed{}", r"\boxed{}", "an empty box answers nothing"),
+    (r"\boxed{42}, no, \boxed{\frac{1}{2}}", r"\frac{1}{2}", "a retracted box does not count, braces or not"),
+    (r"\boxed{42", None, "a box that never closes"),
     ("42", None, "no bare last number is guessed"),
     ("", None, "empty"),
     ("The answer is 42", None, "no colon, no answer"),
@@ -69,6 +71,7 @@ def test_a_number_is_read_exactly_or_not_at_all(text, number):
         ("Answer: 41", "42", -1.0),
         ("42", "42", -1.0),
         ("Answer: 42 or 43", "42", -1.0),
+        (r"\boxed{42}, no, \boxed{\frac{1}{2}}", "42", -1.0),
         ("The answer should be 42.\nAnswer: 7", "42", -1.0),  # quoting the solution in the reasoning earns nothing
         ("Answer: 42", "x + 1", None),  # the solution is not a number: unscorable
         ("Answer: 42", "", None),

@@ -156,5 +156,13 @@ def test_no_local_link_of_the_documents_is_dead():
         *(ROOT / "docs").glob("*.md"),
         *ROOT.glob("recipes/**/*.md"),
     ]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+        for target, _, anchor in re.findall(r"\]\((?!http)([^)#]*)(#([^)]*))?\)", document.read_text()):
+            linked = document.parent / target if target else document
+            assert linked.exists(), f"{document.name}: {target}"
+            headings = re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], target
+
+
+def test_the_constraints_are_exact_versions_and_nothing_else():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"#.*|[\w.-]+==[\w.]+( ; python_version >= \"3\.11\")?", line), line

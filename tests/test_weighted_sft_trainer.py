@@ -129,7 +129,7 @@ def test_one_advantage_per_row_is_the_same_advantage_on_every_token(model, token
     assert logged(runs[0], "loss") == logged(runs[1], "loss")
 
 
-@pytest.mark.parametrize("column", ["completion_mask", "loss_mask"])
+@pytest.mark.parametrize("column", ["completion_mask", "loss_mask", "assistant_masks"])
 def test_the_mask_of_tokenised_rows_is_used(model, tokenizer, ragged_rows, cpu_args, column):
     masked = [
         {
@@ -141,6 +141,16 @@ def test_the_mask_of_tokenised_rows_is_used(model, tokenizer, ragged_rows, cpu_a
     ]
     runs = [train(WeightedSFTTrainer, WeightedSFTConfig, model, r, tokenizer, cpu_args) for r in (ragged_rows, masked)]
     assert logged(runs[1], "loss") == logged(runs[0], "loss")
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy"])
+def test_the_format_of_the_dataset_does_not_matter(model, tokenizer, ragged_rows, cpu_args, form):
+    args = WeightedSFTConfig(max_steps=1, per_device_train_batch_size=8, **cpu_args)
+    data = Dataset.from_list(ragged_rows).with_format(form)
+    expected = loss_of(model, ragged_rows)
+    trainer = WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer)
+    trainer.train()
+    assert_close(logged(trainer, "loss")[0], expected, rtol=0, atol=1e-5)
 
 
 def test_truncation_cuts_advantages_with_their_tokens(model, tokenizer, ragged_rows, cpu_args):
@@ -229,6 +239,11 @@ def test_bad_rows_are_named(model, tokenizer, cpu_args, row, message):
 def test_options_that_would_lose_weights_are_refused(cpu_args, option, value):
     with pytest.raises(ValueError, match=f"{option}={value!r} would lose the weights"):
         WeightedSFTConfig(**cpu_args, **{option: value})
+
+
+def test_skipping_the_preparation_is_refused(cpu_args):
+    with pytest.raises(ValueError, match="skip_prepare_dataset would skip the checks"):
+        WeightedSFTConfig(**cpu_args, dataset_kwargs={"skip_prepare_dataset": True})
 
 
 def test_a_plain_sft_config_is_refused(model, tokenizer, cpu_args):

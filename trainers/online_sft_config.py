@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 _OF_GRPOS_LOSS = (
     "delta",
     "entropy_coef",
+    "entropy_coef_delta",
+    "entropy_coef_max",
+    "entropy_coef_min",
+    "entropy_target",
     "epsilon",
     "epsilon_high",
     "importance_sampling_level",
@@ -34,7 +38,12 @@ _OF_GRPOS_LOSS = (
     "vespo_k_pos",
     "vespo_lambda_neg",
     "vespo_lambda_pos",
+    "vllm_importance_sampling_cap",
+    "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_mode",
 )
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class _GroupOfOne(int):
@@ -71,27 +80,25 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
         super().__post_init__()
         if single:
             self.num_generations = 1
-        self._refuse_options_of_grpos_loss()
-        for bias in self.bias_ledger():
-            logger.warning("bias: %s", bias)
+        self._refuse_options_without_effect()
+        if self.process_index == 0:
+            for bias in self.bias_ledger():
+                logger.warning("bias: %s", bias)
 
     def bias_ledger(self) -> list[str]:
         """What this configuration optimises other than E[r] - beta KL, one sentence per option in force."""
-        sampling = {
-            name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        }
-        overrides = self.generation_kwargs if isinstance(self.generation_kwargs, dict) else {}
-        sampling |= {name: value for name, value in overrides.items() if name in sampling}
         return bias_ledger(
-            **sampling,
+            **{name: getattr(self, name) for name in _SAMPLING},
+            other_sampling_options=self.generation_kwargs or (),
             updates_per_rollout=self.num_iterations * self.steps_per_generation / self.gradient_accumulation_steps,
             use_vllm=self.use_vllm,
             mask_truncated_completions=self.mask_truncated_completions,
+            sync_ref_model=self.sync_ref_model,
             baseline=self.baseline,
             beta=self.beta,
         )
 
-    def _refuse_options_of_grpos_loss(self) -> None:
+    def _refuse_options_without_effect(self) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
         for name in _OF_GRPOS_LOSS:
             if getattr(self, name) != defaults[name]:
@@ -102,3 +109,13 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
             raise ValueError(
                 f"scale_rewards={self.scale_rewards!r} would change the objective; the only supported value is 'none'"
             )
+        if self.baseline_value != 0.0 and self.baseline != "constant":
+            raise ValueError(
+                f"baseline_value={self.baseline_value} is for baseline=constant; got baseline={self.baseline}"
+            )
+        for name in _SAMPLING:
+            if name in (self.generation_kwargs or {}):
+                raise ValueError(
+                    f"generation_kwargs sets {name}, which would change the sampling but not the log-probs; "
+                    f"set the field {name} instead"
+                )

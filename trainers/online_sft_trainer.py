@@ -1,10 +1,8 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
-from collections import defaultdict
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -38,8 +36,8 @@ class OnlineSFTTrainer(GRPOTrainer):
 
     Objective: E[r(x, y)] - beta KL(policy || reference), y sampled from the policy. Gradient: that of
     -(1/D) sum_i (A_i + sg(A_i) s_i), D the scored completions of the whole optimizer step over all ranks
-    (`online_sft.estimators`). A completion that no reward function could score (all returned None) is in neither sum
-    nor D.
+    (`online_sft.estimators`); where a step is not one generation batch, its share of that batch's scored completions.
+    A completion that no reward function could score (all returned None) is in neither sum nor D.
 
     Constructor, arguments and features are those of `trl.GRPOTrainer`; `args` is an `OnlineSFTConfig`.
 
@@ -95,9 +93,7 @@ class OnlineSFTTrainer(GRPOTrainer):
             function if isinstance(function, nn.Module) else checked(function, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
-        self._totals: dict[str, dict[str, np.ndarray]] = {
-            mode: defaultdict(lambda: np.zeros(2)) for mode in ("train", "eval")
-        }  # [sum, count] by metric
+        self._totals: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}  # (sum, count) of each metric
         self._estimator = ESTIMATORS[args.estimator]
         self._baseline = (
             partial(constant, value=args.baseline_value) if args.baseline == "constant" else BASELINES[args.baseline]
@@ -126,7 +122,7 @@ class OnlineSFTTrainer(GRPOTrainer):
         output["advantages"] = advantages[start : start + len(inputs)]
         output["num_scored"] = (~advantages.isnan()).sum()
         logged = self._logs["advantages"]  # TRL has just appended its own
-        for _ in range(len(advantages)):
+        for _ in range(min(len(logged), len(advantages))):  # it keeps one generation batch at most
             logged.pop()
         logged.extend(advantages.tolist())
         return output
@@ -150,6 +146,13 @@ class OnlineSFTTrainer(GRPOTrainer):
         scored = ~inputs["advantages"].isnan()
         above_baseline = inputs["advantages"].nan_to_num()
 
+        means = {"entropy": (entropies, mask)}
+        written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
+        adv = advantage(log_prob, ref_log_prob, above_baseline, beta=self.beta)
+        means |= {"log_prob": (log_prob, written), "advantage": (adv, written)}
+        if ref_log_prob is not None:
+            means["kl"] = (log_prob - ref_log_prob, written)
+
         per_completion = self._estimator(log_prob, ref_log_prob, above_baseline, beta=self.beta)
         # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
         denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes
@@ -159,25 +162,21 @@ class OnlineSFTTrainer(GRPOTrainer):
         if self.aux_loss_enabled:
             accumulation = self.current_gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
-            self._log_mean(mode, "aux_loss", aux_loss.expand(1), torch.ones_like(aux_loss.expand(1)))
+            means["aux_loss"] = (aux_loss.view(1), torch.ones(1, device=loss.device))
 
-        with torch.no_grad():
-            self._log_mean(mode, "log_prob", log_prob, scored)
-            self._log_mean(mode, "advantage", advantage(log_prob, ref_log_prob, above_baseline, beta=self.beta), scored)
-            self._log_mean(mode, "entropy", entropies, mask)
-            if ref_log_prob is not None:
-                self._log_mean(mode, "kl", log_prob - ref_log_prob, scored)
+        self._add_to_means(mode, means)
         return loss
 
-    def _log_mean(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
-        """Adds to the mean of `values` where `mask` is 1, over all ranks and micro-batches until the next log entry."""
-        sums = torch.stack([(values.detach().float() * mask).sum(), mask.sum().float()])
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self._totals[mode][name] += np.array([total, count])
+    def _add_to_means(self, mode: str, means: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Adds (values, mask) of each metric to its mean over all ranks and micro-batches until the next log entry."""
+        sums = [torch.stack([(x.detach().float() * mask).sum(), mask.sum().float()]) for x, mask in means.values()]
+        for name, total in zip(means, self.accelerator.reduce(torch.stack(sums), reduction="sum"), strict=True):
+            self._totals[mode][name] = self._totals[mode].get(name, 0.0) + total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        for name, (total, count) in self._totals[mode].items():
+        for name, sums in self._totals[mode].items():
+            total, count = sums.tolist()
             if count:
                 self._metrics[mode][name] = [total / count]
         self._totals[mode].clear()

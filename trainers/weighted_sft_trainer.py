@@ -22,6 +22,8 @@ __all__ = ["WeightedSFTTrainer"]
 
 logger = get_logger(__name__)
 
+_MASKS = ("loss_mask", "completion_mask", "assistant_masks")
+
 
 class WeightedSFTTrainer(SFTTrainer):
     """Supervised fine-tuning with a weight, of any sign, on every token: L = -(1/D) sum_bt A_bt log p(y_bt | y_b,<t).
@@ -31,14 +33,14 @@ class WeightedSFTTrainer(SFTTrainer):
     SFTTrainer's loss.
 
     Data: any data set that `SFTTrainer` takes, with an `advantages` column: one number per row, or, for rows that are
-    tokenised already (`input_ids` with `labels`, or with `loss_mask` or `completion_mask`, 1 on loss tokens), one
-    number per token, aligned with the tokens themselves.
+    tokenised already (`input_ids` with `labels`, or with `loss_mask`, `completion_mask` or `assistant_masks`, 1 on loss
+    tokens), one number per token, aligned with the tokens themselves.
 
     Constructor, arguments and features are those of `trl.SFTTrainer`; `args` is a `WeightedSFTConfig`.
 
     Overrides of `SFTTrainer`, and why:
         __init__: swaps TRL's collator, which ignores the column, for one that pads it.
-        _prepare_dataset: TRL truncates tokens and labels only, and ignores masks on tokenised rows.
+        _prepare_dataset: TRL truncates tokens and labels only, and does not read every mask on tokenised rows.
         _set_signature_columns_if_needed: TRL would remove the column.
         compute_loss: multiplies the log-probs by the advantages; the rest of the loss is TRL's.
 
@@ -75,6 +77,8 @@ class WeightedSFTTrainer(SFTTrainer):
         formatting_func: Callable[[dict[str, Any]], str] | None,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+            dataset = dataset.with_format(None)  # plain lists and numbers, whatever the user's own loop reads
         columns = list(next(iter(dataset)))
         if "advantages" not in columns:
             raise ValueError(
@@ -90,8 +94,10 @@ class WeightedSFTTrainer(SFTTrainer):
             check = partial(_check_tokenised, dataset_name=dataset_name, masks=masks)
         else:
             check = partial(_check_text, dataset_name=dataset_name)
+        # Not every process at once: the first one writes the cache.
+        workers = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
         with PartialState().main_process_first():
-            dataset = dataset.map(check, with_indices=True)
+            dataset = dataset.map(check, with_indices=True, **workers)
         prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if isinstance(prepared, Dataset) and len(prepared) < len(dataset):
             logger.warning(
@@ -102,7 +108,7 @@ class WeightedSFTTrainer(SFTTrainer):
                 args.max_length,
             )
         with PartialState().main_process_first():
-            return prepared.map(_fit_to_tokens)
+            return prepared.map(_fit_to_tokens, **workers)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -137,7 +143,7 @@ class WeightedSFTTrainer(SFTTrainer):
 
 
 def _check_tokenised(row: dict[str, Any], index: int, *, dataset_name: str, masks: list[str]) -> dict[str, Any]:
-    """One advantage per token; labels where all `masks` are 1 (TRL ignores mask columns on tokenised rows)."""
+    """One advantage per token; labels where all `masks` are 1 (TRL never reads `loss_mask` there)."""
     name, tokens = f"row {index} of the {dataset_name} dataset", row["input_ids"]
     checked = {"advantages": token_advantages(row["advantages"], len(tokens), row=name)}
     for mask in masks:

@@ -9,7 +9,6 @@ from fractions import Fraction
 __all__ = ["exact_number", "extract_answer"]
 
 _ANSWER_LINE = re.compile(r"answer\s*:[ \t]*([^\n]+)", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _RATIO = re.compile(r"[+-]?[0-9]+/[0-9]+")
@@ -22,17 +21,22 @@ def extract_answer(completion: str) -> str | None:
     Dollar signs, asterisks, a box around it and a final full stop are not part of the answer.
     """
     lines = _ANSWER_LINE.findall(completion)
-    if lines:
-        answer = lines[-1]
-        boxes = _BOXED.findall(answer)
-        answer = boxes[-1] if boxes else answer
-    else:
-        boxes = _BOXED.findall(completion)
-        if not boxes:
-            return None
-        answer = boxes[-1]
+    answer = _last_box(lines[-1]) or lines[-1] if lines else _last_box(completion)
+    if answer is None:
+        return None
     answer = answer.strip(" \t*$")
     return answer.removesuffix(".").strip(" \t*$")
+
+
+def _last_box(text: str) -> str | None:
+    r"""What is in the last `\boxed{}`, up to its own closing brace; None when there is none, or it never closes."""
+    _, box, rest = text.rpartition(r"\boxed{")
+    depth = 1
+    for position, character in enumerate(rest if box else ""):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return rest[:position]
+    return None
 
 
 def exact_number(text: str) -> Fraction | None:
