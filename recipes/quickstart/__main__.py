@@ -5,6 +5,7 @@ python -m recipes.quickstart [--seed 0] [--steps N] [--output_dir runs/quickstar
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ EVERYWHERE = {
 DEMONSTRATIONS_PER_STEP, SAMPLES_PER_STEP = 128, 256
 IMITATION = {"max_steps": 1500, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_steps": 100}
 GRADED = {"max_steps": 300, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
-# Two samples of each of 128 problems a step, and no baseline: more problems beat larger groups here.
+# Two samples of each of 128 problems a step. Proposition 3 needs no baseline.
 ONLINE = {
     "max_steps": 400,
     "learning_rate": 5e-4,
@@ -54,83 +55,102 @@ def main() -> None:
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    # trl 1.16 still uses a name that transformers 5.23 warns about, in the middle of the progress bar
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
 
     start = time.perf_counter()
-    stages, held_out = run(arguments.output_dir, arguments.seed, arguments.steps)
-    save_curves(stages, arguments.output_dir / "curves.png")
-    save_completions(stages, held_out, arguments.output_dir / "completions.csv")
+    stages = Quickstart(arguments.output_dir, arguments.seed, arguments.steps).run()
     print_table(stages, time.perf_counter() - start)
     print(f"models, data, curves.png and completions.csv are in {arguments.output_dir}")
 
 
-def run(output_dir: Path, seed: int, steps: int | None) -> tuple[list[Stage], datasets.Dataset]:
-    """The three stages, and the held-out problems they were measured on."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    problems = make_problems(seed)
-    demonstrations = flawed_demonstrations(
-        problems.train, copies=DEMONSTRATIONS_PER_PROBLEM, share_wrong=SHARE_WRONG, seed=seed
-    )
-    tokenizer = build_tokenizer(PHRASES)
-    reward = AgreeingReward(MathVerificationReward(correct_reward=1.0, incorrect_reward=0.0), problems.generator)
-    grades = reward(demonstrations["completion"], demonstrations["solution"], demonstrations["index"])
-    problems.train.to_json(output_dir / "problems.jsonl")
-    demonstrations.add_column("advantages", grades).to_json(output_dir / "demonstrations.jsonl")
-    model = build_model(tokenizer, seed=seed)
-    print(
-        f"{len(problems.train):,} training and {len(problems.held_out)} held-out problems, for example "
-        f"{problems.train[0]['prompt']!r}\n{1 - sum(grades) / len(grades):.0%} of the demonstrations are wrong; "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters; {torch.get_num_threads()} CPU threads"
-    )
+class Quickstart:
+    """The data, the reward, and the three stages.
 
-    def train(name: str, model: PreTrainedModel, trainer: Trainer, before: Evaluation) -> Stage:
+    Args:
+        output_dir: for models, data and pictures.
+        seed: of problems, demonstrations, model and training.
+        steps: at most this many steps a stage; None for all.
+    """
+
+    def __init__(self, output_dir: Path, seed: int, steps: int | None) -> None:
+        self.output_dir, self.seed, self.steps = output_dir, seed, steps
+        self.problems = make_problems(seed)
+        self.demonstrations = flawed_demonstrations(
+            self.problems.train, copies=DEMONSTRATIONS_PER_PROBLEM, share_wrong=SHARE_WRONG, seed=seed
+        )
+        self.reward = AgreeingReward(MathVerificationReward(1.0, 0.0), self.problems.generator)
+        columns = (self.demonstrations[name] for name in ("completion", "solution", "index"))
+        self.grades = self.reward(*columns)
+        self.tokenizer = build_tokenizer(PHRASES)
+
+    def run(self) -> list[Stage]:
+        """Imitation first; from its model, weighted SFT and online SFT, each on its own."""
+        model = build_model(self.tokenizer, seed=self.seed)
+        print(
+            f"{len(self.problems.train):,} training and {len(self.problems.held_out)} held-out problems, for example "
+            f"{self.problems.train[0]['prompt']!r}\n"
+            f"{1 - sum(self.grades) / len(self.grades):.0%} of the demonstrations are wrong; "
+            f"{sum(p.numel() for p in model.parameters()):,} parameters; {torch.get_num_threads()} CPU threads"
+        )
+        imitation = self.weighted("a_imitation", model, self.evaluate(model), [1.0] * len(self.grades), IMITATION)
+
+        def imitator() -> PreTrainedModel:
+            return AutoModelForCausalLM.from_pretrained(self.output_dir / imitation.name)
+
+        graded = self.weighted("b_weighted_sft", imitator(), imitation.after, self.grades, GRADED)
+        stages = [imitation, graded, self.online("c_online_sft", imitator(), imitation.after, ONLINE)]
+        self.save(stages)
+        return stages
+
+    def weighted(
+        self, name: str, model: PreTrainedModel, before: Evaluation, advantages: list[float], stage: dict[str, Any]
+    ) -> Stage:
+        args = WeightedSFTConfig(per_device_train_batch_size=DEMONSTRATIONS_PER_STEP, **self.settings(name, stage))
+        data = self.demonstrations.select_columns(["prompt", "completion"]).add_column("advantages", advantages)
+        trainer = WeightedSFTTrainer(model, args, train_dataset=data, processing_class=self.tokenizer)
+        return self.train(trainer, before, "loss", "weighted loss, nats per token")
+
+    def online(self, name: str, model: PreTrainedModel, before: Evaluation, stage: dict[str, Any]) -> Stage:
+        args = OnlineSFTConfig(
+            per_device_train_batch_size=SAMPLES_PER_STEP,
+            max_completion_length=MAX_NEW_TOKENS,
+            **self.settings(name, stage),
+        )
+        trainer = OnlineSFTTrainer(model, self.reward, args, self.problems.train, processing_class=self.tokenizer)
+        return self.train(trainer, before, "reward", "mean reward of own samples")
+
+    def settings(self, name: str, stage: dict[str, Any]) -> dict[str, Any]:
+        limit = {"max_steps": min(self.steps, stage["max_steps"])} if self.steps else {}
+        return {"output_dir": str(self.output_dir / name), "seed": self.seed, **EVERYWHERE, **stage, **limit}
+
+    def train(self, trainer: Trainer, before: Evaluation, logged: str, label: str) -> Stage:
+        name = Path(trainer.args.output_dir).name
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(RunningRewardCallback(name))
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
         trainer.save_model()
-        online = isinstance(trainer, OnlineSFTTrainer)
-        key = "reward" if online else "loss"
         return Stage(
             name=name,
             before=before,
-            after=evaluate(model, tokenizer, problems.held_out, reward),
+            after=self.evaluate(trainer.model),
             samples=trainer.args.max_steps * trainer.args.per_device_train_batch_size,
             seconds=seconds,
-            curve_label="mean reward of own samples" if online else "weighted loss, nats per token",
-            curve=[(entry["step"], entry[key]) for entry in trainer.state.log_history if key in entry],
+            curve_label=label,
+            curve=[(entry["step"], entry[logged]) for entry in trainer.state.log_history if logged in entry],
         )
 
-    def settings(name: str, stage: dict[str, Any]) -> dict[str, Any]:
-        limit = {"max_steps": min(steps, stage["max_steps"])} if steps else {}
-        return {"output_dir": str(output_dir / name), "seed": seed, **EVERYWHERE, **stage, **limit}
+    def evaluate(self, model: PreTrainedModel) -> Evaluation:
+        return evaluate(model, self.tokenizer, self.problems.held_out, self.reward)
 
-    def weighted(name: str, model: PreTrainedModel, before: Evaluation, advantages: list[float], stage: dict) -> Stage:
-        args = WeightedSFTConfig(per_device_train_batch_size=DEMONSTRATIONS_PER_STEP, **settings(name, stage))
-        data = demonstrations.select_columns(["prompt", "completion"]).add_column("advantages", advantages)
-        return train(
-            name, model, WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer), before
-        )
-
-    def online(name: str, model: PreTrainedModel, before: Evaluation, stage: dict) -> Stage:
-        args = OnlineSFTConfig(
-            per_device_train_batch_size=SAMPLES_PER_STEP, max_completion_length=MAX_NEW_TOKENS, **settings(name, stage)
-        )
-        trainer = OnlineSFTTrainer(model, reward, args, problems.train, processing_class=tokenizer)
-        return train(name, model, trainer, before)
-
-    untrained = evaluate(model, tokenizer, problems.held_out, reward)
-    imitation = weighted("a_imitation", model, untrained, [1.0] * len(grades), IMITATION)
-
-    def imitator() -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(output_dir / imitation.name)
-
-    stages = [
-        imitation,
-        weighted("b_weighted_sft", imitator(), imitation.after, grades, GRADED),
-        online("c_online_sft", imitator(), imitation.after, ONLINE),
-    ]
-    return stages, problems.held_out
+    def save(self, stages: list[Stage]) -> None:
+        """What the YAML recipes start from, and what people look at."""
+        self.problems.train.to_json(self.output_dir / "problems.jsonl")
+        self.demonstrations.add_column("advantages", self.grades).to_json(self.output_dir / "demonstrations.jsonl")
+        save_curves(stages, self.output_dir / "curves.png")
+        save_completions(stages, self.problems.held_out, self.output_dir / "completions.csv")
 
 
 if __name__ == "__main__":
