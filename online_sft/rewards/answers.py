@@ -21,7 +21,7 @@ def extract_answer(completion: str) -> str | None:
     Dollar signs, asterisks, a box around it and a final full stop are not part of the answer.
     """
     lines = _ANSWER_LINE.findall(completion)
-    answer = _last_box(lines[-1]) or lines[-1] if lines else _last_box(completion)
+    answer = (_last_box(lines[-1]) or lines[-1]) if lines else _last_box(completion)
     if answer is None:
         return None
     answer = answer.strip(" \t*$")
