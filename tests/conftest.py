@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from exact_on_cpu import EXACT_ON_CPU
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -40,15 +41,5 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def cpu_args(tmp_path):
-    """Arguments for exact float32 runs on the CPU."""
-    return {
-        "output_dir": str(tmp_path / "out"),
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_steps": 1,
-    }
+def cpu_args():
+    return dict(EXACT_ON_CPU)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from datasets import Dataset
+from exact_on_cpu import EXACT_ON_CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
@@ -18,14 +19,7 @@ GLOBAL_BATCH = 8
 def arguments(num_processes: int) -> dict:
     """The same global batch, split over processes and two micro-batches when there are two processes."""
     return {
-        "output_dir": "out",
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_steps": 1,
+        **EXACT_ON_CPU,
         "max_steps": 3,
         "learning_rate": 1e-2,
         "per_device_train_batch_size": GLOBAL_BATCH if num_processes == 1 else 2,
