@@ -143,6 +143,16 @@ def test_the_mask_of_tokenised_rows_is_used(model, tokenizer, ragged_rows, cpu_a
     assert logged(runs[1], "loss") == logged(runs[0], "loss")
 
 
+def test_several_masks_of_tokenised_rows_apply_together(model, tokenizer, cpu_args):
+    tokens = [2, 3, 4, 5, 6]
+    masks = {"loss_mask": [1, 1, 1, 1, 0], "completion_mask": [0, 1, 1, 1, 1], "assistant_masks": [0, 0, 1, 1, 1]}
+    masked = [{"input_ids": tokens, "advantages": 1.0, **masks}]
+    labelled = [{"input_ids": tokens, "advantages": 1.0, "labels": [-100, -100, 4, 5, -100]}]
+    cpu_args |= {"max_steps": 1}
+    runs = [train(WeightedSFTTrainer, WeightedSFTConfig, model, r, tokenizer, cpu_args) for r in (labelled, masked)]
+    assert logged(runs[1], "loss") == logged(runs[0], "loss")
+
+
 @pytest.mark.parametrize("form", ["torch", "numpy"])
 def test_the_format_of_the_dataset_does_not_matter(model, tokenizer, ragged_rows, cpu_args, form):
     args = WeightedSFTConfig(max_steps=1, per_device_train_batch_size=8, **cpu_args)

@@ -22,6 +22,7 @@ __all__ = ["WeightedSFTTrainer"]
 
 logger = get_logger(__name__)
 
+# Columns of tokenised rows that say which tokens carry loss, 1 or 0. Where there are several, all must say so.
 _MASKS = ("loss_mask", "completion_mask", "assistant_masks")
 
 
@@ -86,9 +87,7 @@ class WeightedSFTTrainer(SFTTrainer):
                 f"plain SFT); it has {', '.join(columns)}"
             )
         if "input_ids" in columns:
-            masks = (
-                [] if "labels" in columns else [name for name in ("loss_mask", "completion_mask") if name in columns]
-            )
+            masks = [] if "labels" in columns else [name for name in _MASKS if name in columns]
             if args.completion_only_loss is False:
                 masks = [name for name in masks if name != "completion_mask"]
             check = partial(_check_tokenised, dataset_name=dataset_name, masks=masks)
