@@ -41,6 +41,7 @@ MUTANTS = [
     ("the weights in the trainer", WEIGHTED, "weighted_log_probs(outputs", "(lambda x, w: x)(outputs", IN_SFT),
     ("alignment in the trainer", WEIGHTED, "F.pad(advantages, (offset, 0))", "F.pad(advantages, (0, offset))", IN_SFT),
     ("the completion mask", WEIGHTED, "if masks:", "if False:", IN_SFT),
+    ("the assistant masks", WEIGHTED, ', "assistant_masks")', ")", IN_SFT),
     ("truncated advantages", WEIGHTED, "advantages[:num_tokens]", "advantages[-num_tokens:]", IN_SFT),
     ("the signature column", WEIGHTED, 'if "advantages" not in self._sig', 'if "x" in self._sig', IN_SFT),
     ("the baseline", ONLINE, "rewards_by_group - self._baseline(rewards_by_group)", "rewards_by_group", IN_ONLINE),

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -32,11 +31,9 @@ def test_help_does_not_import_torch(arguments):
     """Help answers in about 0.1 s because it stays clear of torch (1 s) and transformers (3 s)."""
     run = f"import sys; from online_sft.cli import main\ntry: main({arguments})\n"
     check = "finally: assert 'torch' not in sys.modules"
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", run + check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: online-sft" in done.stdout
-    print(f"{time.perf_counter() - start:.2f} s")
 
 
 def test_help_lists_our_fields_and_where_the_others_are(capsys):

@@ -29,7 +29,7 @@ def test_every_block_runs(saved_model, tmp_path, monkeypatch):
     namespace: dict = {}
     for language, block in BLOCKS:
         if language == "python":
-            exec(compile(re.sub(r"max_steps=\d+", "max_steps=2", block), "README.md", "exec"), namespace)
+            exec(compile(re.sub(r'(max_steps"?[=:] ?)\d+', r"\g<1>2", block), "README.md", "exec"), namespace)
         elif language == "bash":
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)

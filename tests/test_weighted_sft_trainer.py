@@ -1,6 +1,7 @@
 """WeightedSFTTrainer: numbers against TRL's trainer and against a loss written out here."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +42,9 @@ def train(trainer_class, config_class, model, rows, tokenizer, cpu_args, **optio
     return trainer
 
 
+train_weighted = partial(train, WeightedSFTTrainer, WeightedSFTConfig)
+
+
 def loss_of(model, rows):
     """The weighted loss of `rows` over their loss tokens, by the loop of tests/reference.py."""
     num_loss_tokens = sum(label != -100 for row in rows for label in row["labels"])
@@ -55,7 +59,7 @@ def loss_of(model, rows):
 def test_all_advantages_one_is_trls_sft_trainer_for_five_steps(model, tokenizer, cpu_args):
     theirs = train(SFTTrainer, SFTConfig, model, TEXT_ROWS, tokenizer, cpu_args)
     weighted_rows = [{**row, "advantages": 1.0} for row in TEXT_ROWS]
-    ours = train(WeightedSFTTrainer, WeightedSFTConfig, model, weighted_rows, tokenizer, cpu_args)
+    ours = train_weighted(model, weighted_rows, tokenizer, cpu_args)
     assert len(logged(ours, "loss")) == 5
     for key in ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens"):
         assert_close(logged(ours, key), logged(theirs, key), rtol=0, atol=1e-6)
@@ -64,7 +68,7 @@ def test_all_advantages_one_is_trls_sft_trainer_for_five_steps(model, tokenizer,
 def test_loss_of_a_ragged_batch_equals_the_loop(model, tokenizer, ragged_rows, cpu_args):
     expected = loss_of(model, ragged_rows)
     cpu_args |= {"max_steps": 1, "per_device_train_batch_size": 8}
-    trainer = train(WeightedSFTTrainer, WeightedSFTConfig, model, ragged_rows, tokenizer, cpu_args)
+    trainer = train_weighted(model, ragged_rows, tokenizer, cpu_args)
     assert_close(logged(trainer, "loss")[0], expected, rtol=0, atol=1e-5)
 
 
@@ -80,9 +84,7 @@ def test_gradient_is_that_of_the_written_out_loss(model, tokenizer, ragged_rows,
                 loss = loss - row["advantages"][t] * log_probs[t - 1, row["labels"][t]] / num_loss_tokens
     loss.backward()
     cpu_args |= {"max_steps": 1, "per_device_train_batch_size": 8, "optim": "sgd", "learning_rate": 1.0}
-    trainer = train(
-        WeightedSFTTrainer,
-        WeightedSFTConfig,
+    trainer = train_weighted(
         model,
         ragged_rows,
         tokenizer,
@@ -98,9 +100,7 @@ def test_gradient_is_that_of_the_written_out_loss(model, tokenizer, ragged_rows,
 def test_accumulation_does_not_change_loss_or_gradient(model, tokenizer, ragged_rows, cpu_args, batch, accumulation):
     cpu_args |= {"max_steps": 3}
     whole, split = (
-        train(
-            WeightedSFTTrainer,
-            WeightedSFTConfig,
+        train_weighted(
             model,
             ragged_rows,
             tokenizer,
@@ -117,7 +117,7 @@ def test_accumulation_does_not_change_loss_or_gradient(model, tokenizer, ragged_
 def test_a_row_of_weight_zero_has_no_gradient(model, tokenizer, ragged_rows, cpu_args):
     silent = [{**row, "advantages": [0.0] * len(row["advantages"])} for row in ragged_rows]
     cpu_args |= {"max_steps": 1, "per_device_train_batch_size": 8}
-    trainer = train(WeightedSFTTrainer, WeightedSFTConfig, model, silent, tokenizer, cpu_args)
+    trainer = train_weighted(model, silent, tokenizer, cpu_args)
     assert logged(trainer, "loss") == [0.0]
     assert logged(trainer, "grad_norm") == [0.0]
 
@@ -125,7 +125,7 @@ def test_a_row_of_weight_zero_has_no_gradient(model, tokenizer, ragged_rows, cpu
 def test_one_advantage_per_row_is_the_same_advantage_on_every_token(model, tokenizer, ragged_rows, cpu_args):
     per_row = [{**row, "advantages": float(i) - 3} for i, row in enumerate(ragged_rows)]
     per_token = [{**row, "advantages": [row["advantages"]] * len(row["input_ids"])} for row in per_row]
-    runs = [train(WeightedSFTTrainer, WeightedSFTConfig, model, r, tokenizer, cpu_args) for r in (per_row, per_token)]
+    runs = [train_weighted(model, r, tokenizer, cpu_args) for r in (per_row, per_token)]
     assert logged(runs[0], "loss") == logged(runs[1], "loss")
 
 
@@ -139,7 +139,7 @@ def test_the_mask_of_tokenised_rows_is_used(model, tokenizer, ragged_rows, cpu_a
         }
         for row in ragged_rows
     ]
-    runs = [train(WeightedSFTTrainer, WeightedSFTConfig, model, r, tokenizer, cpu_args) for r in (ragged_rows, masked)]
+    runs = [train_weighted(model, r, tokenizer, cpu_args) for r in (ragged_rows, masked)]
     assert logged(runs[1], "loss") == logged(runs[0], "loss")
 
 
@@ -149,7 +149,7 @@ def test_several_masks_of_tokenised_rows_apply_together(model, tokenizer, cpu_ar
     masked = [{"input_ids": tokens, "advantages": 1.0, **masks}]
     labelled = [{"input_ids": tokens, "advantages": 1.0, "labels": [-100, -100, 4, 5, -100]}]
     cpu_args |= {"max_steps": 1}
-    runs = [train(WeightedSFTTrainer, WeightedSFTConfig, model, r, tokenizer, cpu_args) for r in (labelled, masked)]
+    runs = [train_weighted(model, r, tokenizer, cpu_args) for r in (labelled, masked)]
     assert logged(runs[1], "loss") == logged(runs[0], "loss")
 
 
@@ -166,7 +166,7 @@ def test_the_format_of_the_dataset_does_not_matter(model, tokenizer, ragged_rows
 def test_truncation_cuts_advantages_with_their_tokens(model, tokenizer, ragged_rows, cpu_args):
     cut = [{name: values[:4] for name, values in row.items()} for row in ragged_rows]
     cpu_args |= {"max_steps": 1, "per_device_train_batch_size": 8}
-    trainer = train(WeightedSFTTrainer, WeightedSFTConfig, model, ragged_rows, tokenizer, cpu_args, max_length=4)
+    trainer = train_weighted(model, ragged_rows, tokenizer, cpu_args, max_length=4)
     assert_close(logged(trainer, "loss")[0], loss_of(model, cut), rtol=0, atol=1e-5)
 
 
@@ -174,14 +174,14 @@ def test_rows_dropped_by_truncation_are_counted(model, tokenizer, cpu_args, capl
     rows = [{"input_ids": [2, 3, 4, 5], "labels": [-100, -100, -100, 5], "advantages": 1.0}] + [
         {"input_ids": [2, 3], "labels": [-100, 3], "advantages": 1.0}
     ] * 3
-    train(WeightedSFTTrainer, WeightedSFTConfig, model, rows, tokenizer, cpu_args, max_steps=1, max_length=3)
+    train_weighted(model, rows, tokenizer, cpu_args, max_steps=1, max_length=3)
     assert "1 of 4 rows of the train dataset have no loss token within max_length=3" in caplog.text
 
 
 def test_a_batch_without_a_loss_token_is_a_finite_zero(model, tokenizer, cpu_args):
     rows = [{"input_ids": [2, 3, 4], "labels": [-100] * 3, "advantages": [1.0] * 3}] * 4
     cpu_args |= {"max_steps": 1, "max_length": None}
-    trainer = train(WeightedSFTTrainer, WeightedSFTConfig, model, rows, tokenizer, cpu_args)
+    trainer = train_weighted(model, rows, tokenizer, cpu_args)
     assert logged(trainer, "loss") == [0.0]
     assert logged(trainer, "grad_norm") == [0.0]
 

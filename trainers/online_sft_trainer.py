@@ -12,6 +12,7 @@ from trl.trainer.utils import get_config_model_id
 from online_sft.baselines import BASELINES, constant
 from online_sft.estimators import ESTIMATORS, advantage
 from online_sft.rewards.checked import checked, missing_columns
+from trainers.arguments import config_or_default
 from trainers.online_sft_config import OnlineSFTConfig
 
 __all__ = ["OnlineSFTTrainer"]
@@ -69,11 +70,7 @@ class OnlineSFTTrainer(GRPOTrainer):
         *more: Any,
         **options: Any,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = OnlineSFTConfig(f"{name.split('/')[-1]}-OnlineSFT")
-        if not isinstance(args, OnlineSFTConfig):
-            raise ValueError(f"args must be an OnlineSFTConfig; got {type(args).__name__}")
+        args = config_or_default(args, OnlineSFTConfig, model)
         has_base_model = options.get("peft_config") or isinstance(model, PeftModel)
         if (
             args.beta != 0.0

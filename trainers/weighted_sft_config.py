@@ -18,6 +18,10 @@ class WeightedSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            raise ValueError(
+                "skip_prepare_dataset would skip the checks of the advantages; tokenised rows need little time"
+            )
         would_lose_weights = {
             "packing": (self.packing, False),
             "eval_packing": (bool(self.eval_packing), False),
@@ -26,10 +30,6 @@ class WeightedSFTConfig(SFTConfig):
             "label_smoothing_factor": (self.label_smoothing_factor, 0.0),
             "truncation_mode": (self.truncation_mode, "keep_start"),
         }
-        if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            raise ValueError(
-                "skip_prepare_dataset would skip the checks of the advantages; tokenised rows need little time"
-            )
         for name, (value, supported) in would_lose_weights.items():
             if value != supported:
                 raise ValueError(

@@ -11,10 +11,10 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-from trl.trainer.utils import get_config_model_id
 
 from online_sft.advantages import token_advantages
 from online_sft.losses import weighted_log_probs
+from trainers.arguments import config_or_default
 from trainers.weighted_collator import WeightedDataCollator
 from trainers.weighted_sft_config import WeightedSFTConfig
 
@@ -53,11 +53,7 @@ class WeightedSFTTrainer(SFTTrainer):
     _name = "Weighted SFT"
 
     def __init__(self, model: Any, args: WeightedSFTConfig | None = None, *more: Any, **options: Any) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = WeightedSFTConfig(f"{name.split('/')[-1]}-WeightedSFT")
-        if not isinstance(args, WeightedSFTConfig):
-            raise ValueError(f"args must be a WeightedSFTConfig; got {type(args).__name__}")
+        args = config_or_default(args, WeightedSFTConfig, model)
         if options.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the weighted loss; subclass compute_loss instead")
         super().__init__(model, args, *more, **options)
