@@ -42,17 +42,17 @@ def weighted_log_probs(log_probs: Tensor, weights: Tensor) -> Tensor:
     """w_bt log p_bt, in nats. A token of weight 0 gives exactly 0, not the NaN of 0 * inf, and gets no gradient.
 
     Args:
-        log_probs: [B, T], already shifted (`token_log_probs`, or the output of TRL's fused LM head).
-        weights: [B, T], advantage times loss mask, any sign; or [B], one weight for every token of a sequence.
+        log_probs: [B, T] or [N], already shifted (`token_log_probs`, or the output of a fused LM head).
+        weights: of the same shape, advantage times loss mask, any sign; or [B], one weight for every token of a sequence.
             Constant: no gradient flows into them.
 
     Returns:
-        [B, T].
+        As the log-probs.
 
     Raises:
         ValueError: when the shapes disagree.
     """
-    if weights.dim() == 1 and len(weights) == len(log_probs):
+    if weights.dim() == 1 and log_probs.dim() == 2 and len(weights) == len(log_probs):
         weights = weights.unsqueeze(1).expand_as(log_probs)
     if weights.shape != log_probs.shape:
         raise ValueError(
