@@ -1,44 +1,73 @@
-"""The `advantages` column of a data set row: one number per token, aligned with the tokens themselves.
+"""The weight of every token of a row, aligned with the tokens themselves.
 
 row: {"input_ids": [5, 8, 2], "labels": [-100, 8, 2], "advantages": [0.0, 1.5, 1.5]}   or   "advantages": 1.5
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-__all__ = ["pad_advantages", "token_advantages"]
+__all__ = ["group_id", "message_weights", "prompt_of", "shifted_to_targets", "token_advantages"]
 
 
-def token_advantages(advantages: Sequence[float] | float, num_tokens: int, *, row: str) -> list[float]:
+def token_advantages(
+    advantages: Sequence[float] | float | None, labels: Sequence[int], *, row: str, from_text: bool = False
+) -> list[float]:
     """One finite advantage per token: a list is checked, a number (one advantage per sequence) is repeated.
 
     Args:
         advantages: of one row.
-        num_tokens: tokens of that row.
+        labels: of its tokens, -100 where there is no loss.
         row: what to call the row in an error, for example "row 17 of the train dataset".
+        from_text: the row was text, so a list may also hold one advantage per loss token, those of the completion say.
 
     Raises:
-        ValueError: when the list's length is not `num_tokens`, or an advantage is missing or not finite.
+        ValueError: when the list has another length, or an advantage is missing or not finite.
     """
+    num_tokens = len(labels)
     if isinstance(advantages, (int, float)):
-        advantages = [float(advantages)] * num_tokens
+        advantages = [advantages] * num_tokens
+    num_loss_tokens = sum(label != -100 for label in labels)
+    if from_text and advantages is not None and len(advantages) == num_loss_tokens:
+        given = iter(advantages)
+        advantages = [0.0 if label == -100 else next(given) for label in labels]
     if advantages is None or len(advantages) != num_tokens:
         got = "no advantages" if advantages is None else f"{len(advantages)} advantages"
+        tokens = f"{num_tokens} tokens" + (f", of which {num_loss_tokens} carry loss" if from_text else "")
         raise ValueError(
-            f"{row} has {got} for {num_tokens} tokens; give one number per token (0.0 where a token carries no loss) "
+            f"{row} has {got} for {tokens}; give one number per token (0.0 where a token carries no loss) "
             "or one number for the whole row"
         )
-    for position, value in enumerate(advantages):
-        if value is None or not math.isfinite(value):
-            raise ValueError(
-                f"{row} has advantage {value} at token {position}; every advantage must be a finite number"
-            )
-    return list(advantages)
+    if None in advantages or not all(map(math.isfinite, advantages)):
+        position, value = next((t, a) for t, a in enumerate(advantages) if a is None or not math.isfinite(a))
+        raise ValueError(f"{row} has advantage {value} at token {position}; every advantage must be a finite number")
+    return [float(value) for value in advantages]
 
 
-def pad_advantages(rows: Sequence[Sequence[float]], width: int) -> Tensor:
-    """Right-pads ragged rows with 0 to [B, width] float32: a padding token has no weight."""
-    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float32)
+def shifted_to_targets(values: Sequence[float], *, first: float) -> list[float]:
+    """From `source` alignment, where entry t belongs to the position that predicts token t+1, to that of the tokens.
+
+    The first token is predicted by no position: it gets `first`. The last position predicts nothing: its entry goes.
+    """
+    return [first, *values[:-1]]
+
+
+def message_weights(weights: Sequence[float | None], ends: Sequence[int]) -> list[float]:
+    """The weight of each token from those of the messages, None counting as 1; message i's tokens end at `ends[i]`."""
+    starts = [0, *ends[:-1]]
+    return [
+        1.0 if weight is None else float(weight)
+        for weight, start, end in zip(weights, starts, ends, strict=True)
+        for _ in range(start, end)
+    ]
+
+
+def prompt_of(input_ids: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """The tokens before the first that carries loss; all of them if none does."""
+    num_prompt = next((t for t, label in enumerate(labels) if label != -100), len(input_ids))
+    return list(input_ids[:num_prompt])
+
+
+def group_id(name: object) -> int:
+    """A number of 63 bits for a prompt or a group's name, the same in every process and run."""
+    return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=8).digest(), "big") >> 1

@@ -74,7 +74,12 @@ class UsageError(Exception):
 
 
 def _weighted(arguments: list[str]) -> None:
-    _print_help_if_asked("weighted", arguments, (DataArguments,), "trl.SFTConfig")
+    import online_sft
+
+    online_sft._own_trainers()
+    from trainers.options import WeightedSFTOptions
+
+    _print_help_if_asked("weighted", arguments, (WeightedSFTOptions, DataArguments), "trl.SFTConfig")
     from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
     data, config, model = _parse("weighted", arguments, (DataArguments, WeightedSFTConfig))

@@ -1,8 +1,8 @@
 """Weighted cross-entropy straight from hidden states: LM head, softmax, loss and gradients in one pass over the tokens.
 
 The weights are constants, so the gradient of the logits is known as soon as a chunk's softmax is. It is turned into the
-gradients of hidden states and LM head at once, in the *forward* pass: three matrix products per token, nothing recomputed
-in the backward pass, no [B, T, V] logits ever, and tokens of weight 0 are never projected.
+gradients of hidden states and LM head at once, in the *forward* pass: three matrix products per token, nothing
+recomputed in the backward pass, no [B, T, V] logits ever, and tokens of weight 0 are never projected.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial
 
 from online_sft.losses import weighted_log_probs
 
-__all__ = ["LogitTransform", "WeightedCrossEntropy", "gathered", "weighted_linear_cross_entropy"]
+__all__ = ["LogitTransform", "Objective", "WeightedCrossEntropy", "gathered", "weighted_linear_cross_entropy"]
 
 # (log_probs, weights), both [N] -> [N]: what is summed and maximised. Differentiated with respect to log_probs.
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -73,8 +73,8 @@ def weighted_linear_cross_entropy(
         with_metrics: entropy and top-1 too.
 
     Returns:
-        A `WeightedCrossEntropy`. Products run in the dtype of autocast, or of `hidden`; softmax, loss and the sum of the
-        head's gradient over chunks run in float32 at least.
+        A `WeightedCrossEntropy`. Products run in the dtype of autocast, or of `hidden`; softmax, loss and the sum of
+        the head's gradient over chunks run in float32 at least.
 
     Raises:
         ValueError: when the shapes disagree. RuntimeError: when backward runs twice, because gradients are handed over.
@@ -202,7 +202,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor, *_: Any) -> tuple[Any, ...]:
         if ctx.grads is None:
-            raise RuntimeError("backward ran a second time through weighted_linear_cross_entropy; call it again instead")
+            raise RuntimeError(
+                "backward ran a second time through weighted_linear_cross_entropy; call it again instead"
+            )
         grads, ctx.grads = ctx.grads, None
         scaled = (
             None if grad is None else grad.mul_(grad_nll).to(dtype)

@@ -43,8 +43,8 @@ def weighted_log_probs(log_probs: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         log_probs: [B, T] or [N], already shifted (`token_log_probs`, or the output of a fused LM head).
-        weights: of the same shape, advantage times loss mask, any sign; or [B], one weight for every token of a sequence.
-            Constant: no gradient flows into them.
+        weights: of the same shape, advantage times loss mask, any sign; or [B], one weight for every token of a
+            sequence. Constant: no gradient flows into them.
 
     Returns:
         As the log-probs.

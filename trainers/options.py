@@ -1,8 +1,8 @@
-"""The fields that our configs add to TRL's. Free of heavy imports, so that `online-sft online --help` is quick."""
+"""The fields that our configs add to TRL's. Free of heavy imports, so that `online-sft COMMAND --help` is quick."""
 
 from dataclasses import dataclass, field
 
-__all__ = ["OnlineSFTOptions"]
+__all__ = ["OnlineSFTOptions", "WeightedSFTOptions"]
 
 
 @dataclass
@@ -46,4 +46,107 @@ class OnlineSFTOptions:
     scale_rewards: str = field(
         default="none",
         metadata={"help": "Only `none`: dividing rewards by their spread would change the objective."},
+    )
+
+
+@dataclass
+class WeightedSFTOptions:
+    """Fields of `WeightedSFTConfig` that `trl.SFTConfig` does not have.
+
+    Args:
+        use_advantage_weighting: False is plain SFT: every weight is 1 and no `advantages` column is needed.
+        advantage_normalization: which loss tokens of the optimizer step share a z-score; "global" is running statistics
+            over all steps so far, saved with checkpoints. `online_sft/normalisation.py`.
+        advantage_clipping: [min, max] of the advantages, after normalisation.
+        align: "target": `advantages[t]` and `loss_mask[t]` belong to token t. "source" (verl): to the position t that
+            predicts token t+1. Tokenised rows only; `labels` are targets always.
+        weighting: turns a `reward` column into weights, a key of `online_sft.weightings.WEIGHTINGS`.
+        weighting_kwargs: its parameters.
+        target_ess: choose the weighting's temperature so that the effective sample size is this share of the rows.
+        policy_weighting: weights that move with the policy. "importance" needs `ref_log_probs`, one per token.
+        importance_max: where `policy_weighting="importance"` cuts the ratio of a sequence's probabilities.
+        loss_denominator: what the loss is divided by, over the whole optimizer step: a key of
+            `online_sft.denominators.DENOMINATORS`, or "constant".
+        loss_denominator_value: D of `loss_denominator="constant"`; 1 is a sum.
+        temperature: divides the logits before the softmax.
+        negative_log_prob_floor: in nats; tokens of negative weight below it have no gradient any more.
+        lm_head: "weighted" computes the gradients of the LM head in the forward pass and never projects a token of
+            weight 0; "trl" is TRL's fused head.
+        lm_head_chunk_size: tokens that "weighted" projects at a time; its memory grows with this times the vocabulary.
+    """
+
+    use_advantage_weighting: bool = field(
+        default=True, metadata={"help": "False: plain SFT, every weight 1, no `advantages` column needed."}
+    )
+    advantage_normalization: str = field(
+        default="none",
+        metadata={
+            "help": "Which loss tokens share a z-score: `none`, `batch` (the optimizer step), `sequence`, `group` "
+            "(the samples of one prompt in the step) or `global` (running statistics, saved with checkpoints).",
+            "choices": ["none", "batch", "sequence", "global", "group"],
+        },
+    )
+    advantage_clipping: list[float] | None = field(
+        default=None, metadata={"help": "MIN MAX of the advantages, after normalisation."}
+    )
+    align: str = field(
+        default="target",
+        metadata={
+            "help": "`target`: advantages[t] and loss_mask[t] belong to token t. `source` (verl): to the position that "
+            "predicts token t+1.",
+            "choices": ["target", "source"],
+        },
+    )
+    weighting: str | None = field(
+        default=None,
+        metadata={
+            "help": "Turns a `reward` column into weights: `uniform`, `reward`, `rejection`, `top_k` (RAFT), "
+            "`exponential` (RWR), `advantage_exponential` (AWR) or `boltzmann` (exp(r/temperature)/Z per prompt)."
+        },
+    )
+    weighting_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Parameters of the weighting as JSON: {"temperature": 0.5}.'}
+    )
+    target_ess: float | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the weighting's temperature so that the effective sample size is this share of the rows."
+        },
+    )
+    policy_weighting: str = field(
+        default="none",
+        metadata={
+            "help": "Weights that move with the policy: `none`, `dft` (the token's probability), `importance` (iw-SFT: "
+            "the sequence's probability over that under its author; needs a `ref_log_probs` column).",
+            "choices": ["none", "dft", "importance"],
+        },
+    )
+    importance_max: float = field(
+        default=10.0, metadata={"help": "Where policy_weighting=importance cuts the ratio of probabilities."}
+    )
+    loss_denominator: str = field(
+        default="tokens",
+        metadata={
+            "help": "What the loss is divided by, counted over the whole optimizer step: `tokens`, `sequences`, "
+            "`abs_advantages` or `constant` (`loss_denominator_value`).",
+            "choices": ["tokens", "sequences", "abs_advantages", "constant"],
+        },
+    )
+    loss_denominator_value: float = field(default=1.0, metadata={"help": "D of loss_denominator=constant; 1 is a sum."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the logits before the softmax."})
+    negative_log_prob_floor: float | None = field(
+        default=None,
+        metadata={
+            "help": "In nats, say -12: tokens of negative weight that are less likely have no gradient any more."
+        },
+    )
+    lm_head: str = field(
+        default="weighted",
+        metadata={
+            "help": "`weighted` computes gradients in the forward pass and skips tokens of weight 0; `trl` is TRL's.",
+            "choices": ["weighted", "trl"],
+        },
+    )
+    lm_head_chunk_size: int = field(
+        default=256, metadata={"help": "Tokens projected at a time; memory grows with this times the vocabulary."}
     )

@@ -4,34 +4,96 @@ from dataclasses import dataclass
 
 from trl import SFTConfig
 
+from online_sft.denominators import DENOMINATORS
+from online_sft.normalisation import NORMALISATIONS
+from online_sft.weightings import Weighting, weighting_of
+from trainers.options import WeightedSFTOptions
+
 __all__ = ["WeightedSFTConfig"]
 
 
 @dataclass
-class WeightedSFTConfig(SFTConfig):
-    """Every field of `trl.SFTConfig`.
+class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
+    """Every field of `trl.SFTConfig`, and those of `trainers.options.WeightedSFTOptions`.
 
     Raises:
-        ValueError: for options that would drop or distort the weights: packing, padding-free batches,
-            `loss_type="dft"`, label smoothing and `truncation_mode="keep_end"`.
+        ValueError: for options that would drop or distort the weights (`loss_type="dft"`, label smoothing,
+            `truncation_mode="keep_end"`, `skip_prepare_dataset`), that do not fit together, or are out of range.
     """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "weighting_kwargs"]  # JSON from the command line
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_what_would_lose_weights()
+        self._check_values()
+        self._check_combinations()
+
+    def weighting_function(self) -> Weighting | None:
+        """The weighting with its parameters; None without one."""
+        if self.weighting is None:
+            return None
+        assert not isinstance(self.weighting_kwargs, str)  # TrainingArguments has read the JSON
+        return weighting_of(self.weighting, self.weighting_kwargs)
+
+    def _check_what_would_lose_weights(self) -> None:
         if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
             raise ValueError(
                 "skip_prepare_dataset would skip the checks of the advantages; tokenised rows need little time"
             )
         would_lose_weights = {
-            "packing": (self.packing, False),
-            "eval_packing": (bool(self.eval_packing), False),
-            "padding_free": (self.padding_free, False),
-            "loss_type": (self.loss_type, "nll"),
-            "label_smoothing_factor": (self.label_smoothing_factor, 0.0),
-            "truncation_mode": (self.truncation_mode, "keep_start"),
+            "loss_type": (self.loss_type, "nll", "; policy_weighting='dft' is DFT with weights"),
+            "label_smoothing_factor": (self.label_smoothing_factor, 0.0, ""),
+            "truncation_mode": (self.truncation_mode, "keep_start", ""),
         }
-        for name, (value, supported) in would_lose_weights.items():
+        for name, (value, supported, way_out) in would_lose_weights.items():
             if value != supported:
                 raise ValueError(
-                    f"{name}={value!r} would lose the weights; WeightedSFTTrainer supports {supported!r} only"
+                    f"{name}={value!r} would lose the weights; WeightedSFTTrainer supports {supported!r} only{way_out}"
                 )
+
+    def _check_values(self) -> None:
+        choices = {
+            "advantage_normalization": NORMALISATIONS,
+            "align": ("target", "source"),
+            "policy_weighting": ("none", "dft", "importance"),
+            "loss_denominator": (*DENOMINATORS, "constant"),
+            "lm_head": ("weighted", "trl"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        for name in ("temperature", "loss_denominator_value", "importance_max", "lm_head_chunk_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        bounds = self.advantage_clipping
+        if bounds is not None and not (len(bounds) == 2 and bounds[0] <= bounds[1]):
+            raise ValueError(f"advantage_clipping must be [min, max]; got {list(bounds)}")
+        if self.negative_log_prob_floor is not None and not self.negative_log_prob_floor < 0:
+            raise ValueError(f"negative_log_prob_floor must be below 0 nats; got {self.negative_log_prob_floor}")
+        if self.target_ess is not None and not 0 < self.target_ess < 1:
+            raise ValueError(f"target_ess must lie between 0 and 1, a share of the rows; got {self.target_ess}")
+
+    def _check_combinations(self) -> None:
+        if self.weighting is not None:
+            self.weighting_function()
+        elif self.weighting_kwargs:
+            raise ValueError(f"weighting_kwargs={self.weighting_kwargs} without a weighting")
+        if self.weighting is not None and not self.use_advantage_weighting:
+            raise ValueError(f"weighting={self.weighting!r} with use_advantage_weighting=False; drop one")
+        if self.target_ess is not None and "temperature" in (self.weighting_kwargs or {}):
+            raise ValueError("target_ess chooses the temperature; remove it from weighting_kwargs")
+        if self.policy_weighting == "dft" and self.negative_log_prob_floor is not None:
+            raise ValueError("dft multiplies by the probability, which bounds negative weights: drop the floor")
+        per_sequence = {
+            "advantage_normalization": ("sequence", "group"),
+            "loss_denominator": ("sequences",),
+            "policy_weighting": ("importance",),
+        }
+        if self.packing and self.packing_strategy == "wrapped":
+            for name, values in per_sequence.items():
+                if getattr(self, name) in values:
+                    raise ValueError(
+                        f"packing_strategy='wrapped' forgets where sequences end, which {name}={getattr(self, name)!r} "
+                        "needs; use 'bfd' or 'bfd_split'"
+                    )

@@ -1,61 +1,93 @@
-"""Weighted SFT on TRL's SFTTrainer: tokenisation, fused LM head, normalisation and metrics are TRL's."""
+"""Weighted SFT on TRL's SFTTrainer: tokenisation, training loop and metrics are TRL's, weights and loss are ours."""
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from torch import Tensor, nn
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
 
-from online_sft.advantages import token_advantages
-from online_sft.losses import weighted_log_probs
+from online_sft.interface import checked_mask
+from online_sft.objectives import importance_weights
+from online_sft.weight_statistics import WeightStatistics
+from online_sft.weightings import Weighting, fit_temperature
 from trainers.arguments import config_or_default
-from trainers.weighted_collator import WeightedDataCollator
+from trainers.running_advantages import RunningAdvantages
+from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
+from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
+from trainers.weighted_data import cut, labelled, rewards_and_groups, reweighted, weighted
+from trainers.weighted_lm_head import add_weighted_lm_head, objective_of
 from trainers.weighted_sft_config import WeightedSFTConfig
 
 __all__ = ["WeightedSFTTrainer"]
 
 logger = get_logger(__name__)
 
-# Columns of tokenised rows that say which tokens carry loss, 1 or 0. Where there are several, all must say so.
-_MASKS = ("loss_mask", "completion_mask", "assistant_masks")
-
 
 class WeightedSFTTrainer(SFTTrainer):
     """Supervised fine-tuning with a weight, of any sign, on every token: L = -(1/D) sum_bt A_bt log p(y_bt | y_b,<t).
 
-    The sum runs over loss tokens (label not -100) and D is their number in the whole optimizer step, over all ranks and
-    micro-batches; an advantage of 0 removes a token's gradient, not its place in D. With all advantages 1 this is
-    SFTTrainer's loss.
+    The sum runs over loss tokens (label not -100). D is their number in the whole optimizer step, over all ranks and
+    micro-batches (`loss_denominator` offers others); an advantage of 0 removes a token's gradient, not its place in D.
+    With all advantages 1 this is SFTTrainer's loss. Advantages are constants: no gradient flows into them.
 
-    Data: any data set that `SFTTrainer` takes, with an `advantages` column: one number per row, or, for rows that are
-    tokenised already (`input_ids` with `labels`, or with `loss_mask`, `completion_mask` or `assistant_masks`, 1 on loss
-    tokens), one number per token, aligned with the tokens themselves.
+    Data: any data set that `SFTTrainer` takes, as a table or a stream, with weights in any of these forms, which
+        multiply:
+        `advantages`: one number per row; or one per token of rows that are tokenised already (`input_ids` with
+            `labels`,
+            or with `loss_mask`, `completion_mask` or `assistant_masks`, 1 on loss tokens), aligned with the tokens
+            themselves (`args.align`); or one per token or per loss token of text, as TRL tokenises it.
+        `"weight"` on a message of a conversation: on all of its tokens; a message without one counts as 1.
+        `reward`, with `args.weighting` or the argument `weighting`, instead of `advantages`.
+    Weights survive truncation, packing (all strategies) and padding-free batches.
 
-    Constructor, arguments and features are those of `trl.SFTTrainer`; `args` is a `WeightedSFTConfig`.
+    Constructor, arguments and features are those of `trl.SFTTrainer`, and:
+        args: a `WeightedSFTConfig`.
+        weighting: a function (rewards [N], groups [N]) -> weights [N] of the whole data set, instead of
+            `args.weighting`. Rows share a group if they share a prompt, or the value of a `group` column.
+
+    Logged beside TRL's metrics, which cover the tokens that have a weight: those of
+    `online_sft.weight_statistics.WeightStatistics`, over all tokens since the last log entry.
 
     Overrides of `SFTTrainer`, and why:
-        __init__: swaps TRL's collator, which ignores the column, for one that pads it.
-        _prepare_dataset: TRL truncates tokens and labels only, and does not read every mask on tokenised rows.
-        _set_signature_columns_if_needed: TRL would remove the column.
-        compute_loss: multiplies the log-probs by the advantages; the rest of the loss is TRL's.
+        __init__: swaps TRL's collator, which ignores the weights, for one that keeps them; adds the weighted LM head.
+        _prepare_dataset: TRL truncates and packs tokens and labels only, and does not read every mask on tokenised
+        rows. _set_signature_columns_if_needed: TRL would remove the columns.
+        get_batch_samples: sees the whole optimizer step; normalises its advantages and counts D.
+        compute_loss: the weighted loss; the rest is TRL's.
+        log: adds the metrics of the weights.
 
     Raises:
-        ValueError: when the column is missing, a row's advantages do not match its tokens, or one is not finite.
+        ValueError: when no weights are found, a row's do not match its tokens, or one is not finite.
     """
 
     _tag_names = ["trl", "weighted-sft"]
     _name = "Weighted SFT"
 
-    def __init__(self, model: Any, args: WeightedSFTConfig | None = None, *more: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        args: WeightedSFTConfig | None = None,
+        *more: Any,
+        weighting: Weighting | None = None,
+        **options: Any,
+    ) -> None:
         args = config_or_default(args, WeightedSFTConfig, model)
         if options.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the weighted loss; subclass compute_loss instead")
+        if weighting is not None and args.weighting is not None:
+            raise ValueError(f"two weightings: args.weighting={args.weighting!r} and the argument; drop one")
+        self._weighting = weighting or args.weighting_function()
+        self._target_ess = args.target_ess
         super().__init__(model, args, *more, **options)
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
@@ -64,6 +96,41 @@ class WeightedSFTTrainer(SFTTrainer):
             raise ValueError("WeightedSFTTrainer supports text only; this dataset has an image column")
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = WeightedDataCollator(**vars(self.data_collator))
+        self.model_accepts_loss_kwargs = True  # our loss is divided by the whole step's D, whatever the model takes
+        running = RunningAdvantages()
+        self.add_callback(running)
+        self._step_weights = StepWeights(args, self.accelerator, running, self._tp_size)
+        self._statistics: dict[str, WeightStatistics] = {}
+        self._objective = objective_of(args)
+        self._add_lm_head()
+
+    def _add_lm_head(self) -> None:
+        """Ours where it can be, TRL's general one elsewhere, and the user is told."""
+        base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        outside = {
+            "lm_head='trl' was asked for": self.args.lm_head == "trl",
+            "policy_weighting='importance' needs a sequence's log-probs before its gradient": (
+                self.args.policy_weighting == "importance"
+            ),
+            "the model has a load-balancing loss": self.aux_loss_enabled,
+            "the adapter prepends virtual tokens": isinstance(self.model, PeftModel)
+            and self.model.active_peft_config.is_prompt_learning,
+        }
+        reason = next((reason for reason, holds in outside.items() if holds), None)
+        self._has_weighted_head = reason is None
+        if reason is None:
+            add_weighted_lm_head(
+                base_model,
+                temperature=self.args.temperature,
+                objective=self._objective,
+                chunk_size=self.args.lm_head_chunk_size,
+            )
+            return
+        logger.warning("TRL's fused LM head is used, which recomputes the logits in the backward pass: %s", reason)
+        if self.args.temperature != 1.0:  # TRL's trainer has added one of temperature 1
+            add_fused_lm_head(
+                base_model, temperature=self.args.temperature, outputs=("log_probs", "entropy", "is_top1")
+            )
 
     def _prepare_dataset(
         self,
@@ -74,41 +141,88 @@ class WeightedSFTTrainer(SFTTrainer):
         formatting_func: Callable[[dict[str, Any]], str] | None,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        first = next(iter(dataset))
+        if "seq_lengths" in first and "advantages" in first:  # packed by us before
+            return dataset
         if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
             dataset = dataset.with_format(None)  # plain lists and numbers, whatever the user's own loop reads
-        columns = list(next(iter(dataset)))
-        if "advantages" not in columns:
+        self._check_columns(first, args, dataset_name)
+        dataset = labelled(dataset, args, dataset_name)
+        uncut = copy.copy(args)
+        uncut.max_length, uncut.shuffle_dataset = None, False
+        tokenised = super()._prepare_dataset(dataset, processing_class, uncut, False, formatting_func, dataset_name)
+
+        def render(messages: list[dict[str, Any]], row: dict[str, Any]) -> list[int]:
+            return processing_class.apply_chat_template(
+                messages,
+                tools=row.get("tools"),
+                chat_template=self.chat_template,
+                return_dict=True,
+                **row.get("chat_template_kwargs") or {},
+            )["input_ids"]
+
+        prepared = weighted(
+            tokenised,
+            args,
+            dataset_name,
+            from_text="input_ids" not in first,
+            with_groups=self._weighting is not None or args.advantage_normalization == "group",
+            render=render,
+        )
+        if self._weighting is not None:
+            prepared = reweighted(prepared, dataset_name, self._weighting_for(prepared, dataset_name))
+        return cut(prepared, args, dataset_name, packing=packing)
+
+    def _check_columns(self, row: dict[str, Any], args: WeightedSFTConfig, dataset_name: str) -> None:
+        messages = [m for name in ("messages", "conversations", "prompt", "completion") for m in row.get(name) or []]
+        on_messages = any(isinstance(message, dict) and "weight" in message for message in messages)
+        columns = ", ".join(row)
+        if self._weighting is not None:
+            if "reward" not in row or "advantages" in row:
+                raise ValueError(
+                    "a weighting makes weights from a `reward` column, instead of `advantages`; "
+                    f"the {dataset_name} dataset has {columns}"
+                )
+        elif args.use_advantage_weighting and "advantages" not in row and not on_messages:
             raise ValueError(
                 f"the {dataset_name} dataset needs an `advantages` column (a number per row or per token; 1.0 for "
-                f"plain SFT); it has {', '.join(columns)}"
+                f"plain SFT), a `weight` on messages, or a `reward` column and a weighting; it has {columns}"
             )
-        if "input_ids" in columns:
-            masks = [] if "labels" in columns else [name for name in _MASKS if name in columns]
-            if args.completion_only_loss is False:
-                masks = [name for name in masks if name != "completion_mask"]
-            check = partial(_check_tokenised, dataset_name=dataset_name, masks=masks)
-        else:
-            check = partial(_check_text, dataset_name=dataset_name)
-        # Not every process at once: the first one writes the cache.
-        workers = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
-        with PartialState().main_process_first():
-            dataset = dataset.map(check, with_indices=True, **workers)
-        prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        if isinstance(prepared, Dataset) and len(prepared) < len(dataset):
-            logger.warning(
-                "%d of %d rows of the %s dataset have no loss token within max_length=%s and were dropped",
-                len(dataset) - len(prepared),
-                len(dataset),
-                dataset_name,
-                args.max_length,
+        if args.policy_weighting == "importance" and "ref_log_probs" not in row:
+            raise ValueError(
+                f"policy_weighting='importance' needs a `ref_log_probs` column, the log-prob of each token under the "
+                f"policy that wrote it; the {dataset_name} dataset has {columns}"
             )
-        with PartialState().main_process_first():
-            return prepared.map(_fit_to_tokens, **workers)
+
+    def _weighting_for(self, dataset: Dataset | IterableDataset, dataset_name: str) -> Weighting:
+        """The weighting, with the temperature that `target_ess` asks for: that of the first data set, to train on."""
+        assert self._weighting is not None
+        if self._target_ess is not None and isinstance(dataset, Dataset):
+            rewards, groups = rewards_and_groups(dataset, dataset_name)
+            temperature = fit_temperature(self._weighting, rewards, groups, target_ess=self._target_ess)
+            logger.warning("weighting: temperature %.6g for target_ess=%g", temperature, self._target_ess)
+            self._weighting, self._target_ess = partial(self._weighting, temperature=temperature), None
+        return self._weighting
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "advantages" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "advantages"]
+        missing = [name for name in TOKEN_COLUMNS if name not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *missing]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self._weighed(batches, update=True) if batches else (batches, num_items)
+
+    def _weighed(self, batches: list[dict[str, Any]], *, update: bool) -> tuple[list[dict[str, Any]], Tensor]:
+        for batch in batches:
+            if "advantages" not in batch:
+                raise ValueError(
+                    f"the data collator {type(self.data_collator).__name__} returned no `advantages`; "
+                    "use WeightedDataCollator or add them, [B, T] like `input_ids`"
+                )
+        return self._step_weights(batches, update=update)
 
     def compute_loss(
         self,
@@ -117,48 +231,110 @@ class WeightedSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if "advantages" not in inputs:
-            raise ValueError(
-                f"the data collator {type(self.data_collator).__name__} returned no `advantages`; "
-                "use WeightedDataCollator or add them, [B, T] like `input_ids`"
-            )
-        inputs = dict(inputs)
-        advantages = inputs.pop("advantages")
+        denominator = num_items_in_batch
+        if denominator is None:  # evaluation, or a call from outside the training loop: this batch is the whole step
+            (inputs,), denominator = self._weighed([inputs], update=False)
 
-        def weighted(**kwargs: Any) -> Any:
-            outputs = model(**kwargs)
-            if kwargs.get("fused_lm_head"):
-                # Entry j of the log-probs is token j+1: drop the first advantage. Prompt-learning adapters prepend
-                # virtual tokens instead, which get no weight. A negative pad crops.
-                offset = outputs.log_probs.size(1) - advantages.size(1)
-                outputs.log_probs = weighted_log_probs(outputs.log_probs, F.pad(advantages, (offset, 0)))
+        def score(**kwargs: Any) -> Any:
+            if not kwargs.pop("fused_lm_head", False):  # the logits, for `compute_metrics`
+                return model(**kwargs)
+            outputs = self._score(model, kwargs, inputs)
+            outputs.log_probs = -outputs.nll / denominator  # TRL takes minus their sum
             return outputs
 
-        return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
+        model_inputs = {name: value for name, value in inputs.items() if name not in TOKEN_COLUMNS}
+        return super().compute_loss(score, model_inputs, return_outputs, num_items_in_batch=1)
 
+    def _score(self, model: nn.Module, model_inputs: dict[str, Any], batch: dict[str, Any]) -> Any:
+        """The model's output with `nll`: minus the objective summed over the batch's tokens, in nats."""
+        advantages = batch["advantages"]
+        if self._has_weighted_head:
+            outputs = model(**model_inputs, token_weights=advantages)
+            weights = advantages[:, 1:]
+        else:
+            labels = batch["labels"]
+            if self.args.policy_weighting != "importance":  # whose ratio is that of all of a sequence's tokens
+                labels = labels.masked_fill(advantages == 0, -100)
+            outputs = model(**{**model_inputs, "labels": labels}, fused_lm_head=True)
+            # Entry j of the log-probs is token j+1: drop the first weight. Prompt-learning adapters prepend virtual
+            # tokens instead, which get none. A negative pad crops.
+            offset = outputs.log_probs.size(1) - advantages.size(1)
+            weights = F.pad(advantages, (offset, 0))
+            if self.args.policy_weighting == "importance":
+                weights = weights * importance_weights(
+                    outputs.log_probs,
+                    F.pad(batch["ref_log_probs"], (offset, 0)),
+                    F.pad(loss_tokens(labels), (offset, 0)),
+                    F.pad(sequence_ids(batch), (offset, 0)),
+                    max_weight=self.args.importance_max,
+                )
+            outputs.nll = -self._objective(outputs.log_probs, weights).sum()
+        mode = "train" if self.model.training else "eval"
+        step = WeightStatistics.of(weights, outputs.log_probs, outputs.label_mask, loss_tokens(batch["labels"]).sum())
+        self._statistics[mode] = self._statistics[mode] + step if mode in self._statistics else step
+        return outputs
 
-def _check_tokenised(row: dict[str, Any], index: int, *, dataset_name: str, masks: list[str]) -> dict[str, Any]:
-    """One advantage per token; labels where all `masks` are 1 (TRL never reads `loss_mask` there)."""
-    name, tokens = f"row {index} of the {dataset_name} dataset", row["input_ids"]
-    checked = {"advantages": token_advantages(row["advantages"], len(tokens), row=name)}
-    for mask in masks:
-        if len(row[mask]) != len(tokens):
-            raise ValueError(f"{name} has {len(row[mask])} entries in `{mask}` for {len(tokens)} tokens")
-    if masks:
-        kept = zip(*(row[mask] for mask in masks), strict=True)
-        checked["labels"] = [token if all(bits) else -100 for token, bits in zip(tokens, kept, strict=True)]
-    return checked
+    def compute_advantage_weighted_sft_loss(
+        self,
+        input_ids: Tensor,
+        advantages: Tensor,
+        loss_mask: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted loss of one batch, for a loop of your own: a scalar with a gradient, in nats per loss token.
 
+        The batch counts as a whole optimizer step on every rank: normalisation, clipping, denominator and temperature
+        are those of `args`; the running statistics of "global" are not changed. With `align="source"` and otherwise
+        the defaults this is the formula published for verl,
+        sum(ce * advantages[:, :-1] * loss_mask[:, :-1]) / sum(loss_mask[:, :-1]).
 
-def _check_text(row: dict[str, Any], index: int, *, dataset_name: str) -> dict[str, Any]:
-    """Text has no tokens yet, so only one advantage for the whole row makes sense."""
-    name = f"row {index} of the {dataset_name} dataset"
-    if isinstance(row["advantages"], list):
-        raise ValueError(f"{name} is text with a list of advantages; per-token advantages need `input_ids`")
-    return {"advantages": token_advantages(row["advantages"], 1, row=name)[0]}
+        Args:
+            input_ids: [B, T] int64.
+            advantages: [B, T], or [B], one per sequence.
+            loss_mask: [B, T], 1 on loss tokens, else 0.
+            attention_mask: [B, T], 0 on padding.
+            position_ids: [B, T]; 0 starts a sequence.
 
+        Raises:
+            ValueError: when shapes disagree or the mask holds anything but 0 and 1.
+        """
+        if advantages.dim() == 1 and len(advantages) == len(input_ids):
+            advantages = advantages.unsqueeze(1).expand(input_ids.shape)
+        if not input_ids.shape == advantages.shape == loss_mask.shape:
+            raise ValueError(
+                f"advantages and loss_mask must be [B, T] = {list(input_ids.shape)} like input_ids; "
+                f"got {list(advantages.shape)} and {list(loss_mask.shape)}"
+            )
+        mask, advantages = checked_mask(loss_mask), advantages.detach().float()
+        if self.args.align == "source":
+            mask, advantages = F.pad(mask[:, :-1], (1, 0)), F.pad(advantages[:, :-1], (1, 0))
+        labels = input_ids.masked_fill(~mask, -100)
+        batch = {"input_ids": input_ids, "labels": labels, "advantages": advantages}
+        optional = {"attention_mask": attention_mask, "position_ids": position_ids}
+        batch |= {name: value for name, value in optional.items() if value is not None}
+        (batch,), denominator = self._weighed([self._prepare_inputs(batch)], update=False)
+        model_inputs = {name: value for name, value in batch.items() if name not in TOKEN_COLUMNS}
+        with self.compute_loss_context_manager():
+            return self._score(self.model, model_inputs, batch).nll / denominator
 
-def _fit_to_tokens(row: dict[str, Any]) -> dict[str, Any]:
-    """Repeats a row's single advantage over its tokens, or cuts the list where TRL has cut the tokens."""
-    num_tokens, advantages = len(row["input_ids"]), row["advantages"]
-    return {"advantages": advantages[:num_tokens] if isinstance(advantages, list) else [advantages] * num_tokens}
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        if mode in self._statistics:
+            local = self._statistics.pop(mode)
+            everywhere = WeightStatistics(
+                self.accelerator.reduce(local.sums, reduction="sum") / self._tp_size,
+                self.accelerator.gather(local.largest).max(),
+            )
+            metrics = everywhere.metrics()
+            self._metrics[mode].update({name: [value] for name, value in metrics.items()})
+            chance = math.log(self.model.config.get_text_config().vocab_size)
+            if metrics.get("negative_nll", 0.0) > 2 * chance:
+                logger.warning(
+                    "tokens of negative weight have reached %.1f nats on average, far beyond chance (%.1f): their loss "
+                    "has no lower bound; set negative_log_prob_floor=%.0f or lower the learning rate",
+                    metrics["negative_nll"],
+                    chance,
+                    -chance,
+                )
+        super().log(logs, start_time)

@@ -1,0 +1,271 @@
+"""From a data set's rows to one weight per token, around TRL's own tokenisation, and through truncation and packing.
+
+`labelled` runs before TRL tokenises, `weighted` after it, `cut` last. TRL's own truncation and packing would keep
+tokens and labels only.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import pyarrow.compute as pc
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from trl import pack_dataset
+
+from online_sft.advantages import group_id, message_weights, prompt_of, shifted_to_targets, token_advantages
+from online_sft.weightings import Weighting
+from trainers.weighted_collator import TOKEN_COLUMNS
+from trainers.weighted_sft_config import WeightedSFTConfig
+
+__all__ = ["cut", "labelled", "rewards_and_groups", "reweighted", "weighted"]
+
+logger = get_logger(__name__)
+Data: TypeAlias = Dataset | IterableDataset
+Row: TypeAlias = dict[str, Any]
+
+# Columns of tokenised rows that say which tokens carry loss, 1 or 0. Where there are several, all must say so.
+_MASKS = ("loss_mask", "completion_mask", "assistant_masks")
+
+
+def labelled(dataset: Data, args: WeightedSFTConfig, dataset_name: str) -> Data:
+    """Tokenised rows get labels from every mask they have (TRL never reads `loss_mask`), and `target` alignment."""
+    columns = _columns(dataset)
+    if "input_ids" not in columns:
+        return dataset
+    masks = [] if "labels" in columns else [name for name in _MASKS if name in columns]
+    if args.completion_only_loss is False:
+        masks = [name for name in masks if name != "completion_mask"]
+    label = partial(_label_row, dataset_name=dataset_name, masks=masks, from_source=args.align == "source")
+    return _map(dataset, label, args)
+
+
+def weighted(
+    dataset: Data,
+    args: WeightedSFTConfig,
+    dataset_name: str,
+    *,
+    from_text: bool,
+    with_groups: bool,
+    render: Callable[[list[Row], Row], list[int]],
+) -> Data:
+    """Tokenised rows with labels get one finite advantage per token: the row's times that of the token's message. 1
+    everywhere without `args.use_advantage_weighting`.
+
+    Args:
+        from_text: TRL has just tokenised the rows.
+        with_groups: number the prompts, in a column `groups`.
+        render: token ids of a conversation's first messages, given them and the row.
+    """
+    weigh = partial(
+        _weigh_row,
+        dataset_name=dataset_name,
+        use_weights=args.use_advantage_weighting,
+        from_text=from_text,
+        from_source=args.align == "source",
+        with_groups=with_groups,
+        render=render,
+    )
+    return _map(dataset, weigh, args)
+
+
+def reweighted(dataset: Data, dataset_name: str, weighting: Weighting) -> Dataset:
+    """Multiplies the advantages by the weighting of the rows' rewards; rows of weight 0 go, and are counted."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"a weighting compares the rewards of the whole {dataset_name} dataset, which is a stream; load it as a "
+            "table (dataset_streaming=False), or stream it with an `advantages` column"
+        )
+    weights = weighting(*rewards_and_groups(dataset, dataset_name))
+    if weights.shape != (len(dataset),) or not weights.isfinite().all():
+        raise ValueError(
+            f"the weighting must return one finite weight per row, [{len(dataset)}]; got {list(weights.shape)}, "
+            f"{int((~weights.isfinite()).sum())} of them not finite"
+        )
+    kept = weights.nonzero().flatten().tolist()
+    if not kept:
+        raise ValueError(f"the weighting gives every row of the {dataset_name} dataset weight 0")
+    if len(kept) < len(dataset):
+        logger.info("the weighting keeps %d of %d rows of the %s dataset", len(kept), len(dataset), dataset_name)
+    scales = weights[kept].tolist()
+    with PartialState().main_process_first():
+        return dataset.select(kept).map(partial(_scale_row, scales=scales), with_indices=True)
+
+
+def rewards_and_groups(dataset: Dataset, dataset_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `reward` of each row, float64, and the number of its group."""
+    for index, value in enumerate(dataset["reward"]):
+        if not isinstance(value, (int, float)) or not torch.isfinite(torch.tensor(value)):
+            raise ValueError(
+                f"row {index} of the {dataset_name} dataset has reward {value}; a weighting needs a finite number in "
+                "every row: remove the rows that could not be graded"
+            )
+    groups = [numbers[0] if numbers else -1 for numbers in dataset["groups"]]
+    return torch.tensor(dataset["reward"], dtype=torch.float64), torch.tensor(groups)
+
+
+def cut(dataset: Data, args: WeightedSFTConfig, dataset_name: str, *, packing: bool) -> Data:
+    """TRL's truncation, packing and shuffling, for every column that has one number per token."""
+    columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if name in _columns(dataset))]
+    dataset = dataset.select_columns(columns)
+    if isinstance(dataset, Dataset):
+        _tell_what_is_cut(dataset, args, dataset_name, packing)
+    if packing:
+        if args.max_length is None:
+            raise ValueError("packing needs max_length, the length of a packed row; it is None")
+        if args.shuffle_dataset:  # before too, so that not always the same rows share a packed one
+            dataset = dataset.shuffle(seed=args.seed)
+        with PartialState().main_process_first():
+            dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, _workers(dataset, args))
+    elif args.max_length is not None:
+        dataset = _map(dataset, partial(_cut_row, columns=columns, max_length=args.max_length), args, indices=False)
+        with PartialState().main_process_first():
+            dataset = dataset.filter(_has_loss, **_workers(dataset, args))
+    if args.shuffle_dataset:
+        dataset = dataset.shuffle(seed=args.seed)
+    return dataset
+
+
+def _columns(dataset: Data) -> list[str]:
+    return dataset.column_names or list(next(iter(dataset)))
+
+
+def _workers(dataset: Data, args: WeightedSFTConfig) -> dict[str, Any]:
+    return {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
+
+
+def _map(dataset: Data, function: Callable[..., Row], args: WeightedSFTConfig, *, indices: bool = True) -> Data:
+    with PartialState().main_process_first():  # not every process at once: the first one writes the cache
+        return dataset.map(function, with_indices=indices, **_workers(dataset, args))
+
+
+def _label_row(row: Row, index: int, *, dataset_name: str, masks: list[str], from_source: bool) -> Row:
+    name, tokens = f"row {index} of the {dataset_name} dataset", row["input_ids"]
+    bits = {mask: row[mask] for mask in masks}
+    for mask, values in bits.items():
+        if len(values) != len(tokens):
+            raise ValueError(f"{name} has {len(values)} entries in `{mask}` for {len(tokens)} tokens")
+        odd = next((value for value in values if value not in (0, 1)), None)
+        if odd is not None:
+            raise ValueError(
+                f"{name} has {odd} in `{mask}`, which must hold 1 on loss tokens and 0 elsewhere (Atropos' masks hold "
+                "-100 or the token: they are `labels`)"
+            )
+    changed: Row = {}
+    if from_source:
+        bits = {
+            mask: shifted_to_targets(values, first=0) if mask == "loss_mask" else values
+            for mask, values in bits.items()
+        }
+        for column, first in (("advantages", 0.0), ("ref_log_probs", 0.0)):
+            if isinstance(row.get(column), list):
+                changed[column] = shifted_to_targets(row[column], first=first)
+    if masks:
+        kept = zip(*bits.values(), strict=True)
+        changed["labels"] = [token if all(flags) else -100 for token, flags in zip(tokens, kept, strict=True)]
+    return changed
+
+
+def _weigh_row(
+    row: Row,
+    index: int,
+    *,
+    dataset_name: str,
+    use_weights: bool,
+    from_text: bool,
+    from_source: bool,
+    with_groups: bool,
+    render: Callable[[list[Row], Row], list[int]],
+) -> Row:
+    name, tokens, labels = f"row {index} of the {dataset_name} dataset", row["input_ids"], row["labels"]
+    if len(labels) != len(tokens):
+        raise ValueError(f"{name} has {len(labels)} labels for {len(tokens)} tokens")
+    given = row["advantages"] if use_weights and "advantages" in row else 1.0
+    if from_text and from_source and isinstance(given, list):
+        raise ValueError(f"{name} is text with a list of advantages, and align='source' is for tokenised rows")
+    advantages = token_advantages(given, labels, row=name, from_text=from_text)
+    messages = _messages(row) if use_weights and from_text else []
+    weights = [message.get("weight") for message in messages]
+    if any(weight is not None for weight in weights):
+        of_tokens = message_weights(*_runs(messages, weights, row, render, name))
+        advantages = [a * w for a, w in zip(advantages, token_advantages(of_tokens, labels, row=name), strict=True)]
+    weighed: Row = {"advantages": advantages}
+    if "ref_log_probs" in row:
+        weighed["ref_log_probs"] = token_advantages(row["ref_log_probs"], labels, row=f"`ref_log_probs`: {name}")
+    if with_groups:
+        prompt = prompt_of(tokens, labels)
+        if "group" not in row and not prompt:
+            raise ValueError(
+                f"{name} has no prompt: its first token carries loss already, so it cannot be grouped with the other "
+                "samples of its prompt; add a `group` column"
+            )
+        weighed["groups"] = [group_id(row.get("group", prompt))] * len(tokens)
+    return weighed
+
+
+def _messages(row: Row) -> list[Row]:
+    """The messages of a conversational row, in order; none for text."""
+    parts = [row.get(column) for column in ("messages", "prompt", "completion")]
+    return [message for part in parts if isinstance(part, list) for message in part]
+
+
+def _runs(
+    messages: list[Row],
+    weights: list[float | None],
+    row: Row,
+    render: Callable[[list[Row], Row], list[int]],
+    name: str,
+) -> tuple[list[float], list[int]]:
+    """Runs of messages of one weight, and where each run's tokens end. Only where the weight changes is rendered."""
+    runs = [(weight, len(list(run))) for weight, run in groupby(1.0 if w is None else w for w in weights)]
+    ends, num_messages = [], 0
+    for _, length in runs[:-1]:
+        num_messages += length
+        prefix = render(messages[:num_messages], row)
+        if row["input_ids"][: len(prefix)] != prefix:
+            raise ValueError(
+                f"{name}: the chat template renders the first {num_messages} messages differently when more follow, so "
+                "it cannot be told which tokens are whose; tokenise the rows yourself, with one advantage per token"
+            )
+        ends.append(len(prefix))
+    return [weight for weight, _ in runs], [*ends, len(row["input_ids"])]
+
+
+def _scale_row(row: Row, index: int, *, scales: list[float]) -> Row:
+    return {"advantages": [scales[index] * advantage for advantage in row["advantages"]]}
+
+
+def _cut_row(row: Row, *, columns: list[str], max_length: int) -> Row:
+    return {name: row[name][:max_length] for name in columns}
+
+
+def _has_loss(row: Row) -> bool:
+    return any(label != -100 for label in row["labels"])
+
+
+def _tell_what_is_cut(dataset: Dataset, args: WeightedSFTConfig, dataset_name: str, packing: bool) -> None:
+    """Truncation takes weights with its tokens: say so, with numbers."""
+    if args.max_length is None or (packing and args.packing_strategy != "bfd"):
+        return
+    table = dataset.with_format("arrow")[:]
+    num_long = pc.sum(pc.greater(pc.list_value_length(table["input_ids"]), args.max_length)).as_py() or 0
+    empty = sum(not any(label != -100 for label in labels[: args.max_length]) for labels in dataset["labels"])
+    if num_long:
+        logger.warning(
+            "%d of %d rows of the %s dataset are cut at max_length=%d, with their weights",
+            num_long,
+            len(dataset),
+            dataset_name,
+            args.max_length,
+        )
+    if empty and not packing:
+        logger.warning(
+            "%d of %d rows of the %s dataset have no loss token within max_length=%d and were dropped",
+            empty,
+            len(dataset),
+            dataset_name,
+            args.max_length,
+        )

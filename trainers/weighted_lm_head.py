@@ -1,0 +1,89 @@
+"""Gives a causal language model the weighted fused LM head of `online_sft.fused_cross_entropy`."""
+
+import types
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+
+from online_sft.fused_cross_entropy import LogitTransform, Objective, weighted_linear_cross_entropy
+from online_sft.losses import weighted_log_probs
+from online_sft.objectives import dft, floored
+from trainers.weighted_sft_config import WeightedSFTConfig
+
+__all__ = ["WeightedLMOutput", "add_weighted_lm_head", "logit_transform", "objective_of"]
+
+
+@dataclass
+class WeightedLMOutput(FusedCausalLMOutput):
+    """TRL's output, per token [B, T-1] and without gradients, and the loss before its division."""
+
+    nll: Tensor | None = None  # scalar, nats: minus the objective summed over tokens with a label and a weight
+
+
+def add_weighted_lm_head(model: PreTrainedModel, *, temperature: float, objective: Objective, chunk_size: int) -> None:
+    """Patches `model`: `model(..., labels=labels, token_weights=weights)` returns a `WeightedLMOutput`, never logits.
+
+    `labels`, `token_weights`: [B, T], aligned with the tokens; the shift happens here. Without `token_weights` the
+    forward is the one that was there, TRL's fused head included. Works under PEFT (LoRA), DDP, FSDP and ZeRO-3, because
+    backbone and head are looked up on each call, within the model's own forward.
+    """
+    original_forward = model.forward
+    transform = logit_transform(model.config.get_text_config(), temperature)
+
+    @wraps(type(model).forward)
+    def forward(self: Any, *args: Any, token_weights: Tensor | None = None, **kwargs: Any) -> Any:
+        if token_weights is None:
+            return original_forward(*args, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
+        head = self.get_output_embeddings()
+        hidden = hidden.to(head.weight.device)  # `device_map` may put the head on another device
+        with maybe_gather_lm_head_ctx(head.weight, head.bias):
+            scored = weighted_linear_cross_entropy(
+                hidden,
+                head.weight,
+                labels.to(hidden.device),
+                token_weights[:, 1:].to(hidden.device),
+                head_bias=head.bias,
+                transform=transform,
+                objective=objective,
+                chunk_size=chunk_size,
+                with_metrics=True,
+            )
+        return WeightedLMOutput(
+            nll=scored.nll,
+            log_probs=scored.log_probs,
+            entropy=scored.entropy,
+            is_top1=scored.is_top1,
+            label_mask=scored.scored,
+        )
+
+    model.forward = types.MethodType(forward, model)
+
+
+def logit_transform(config: PretrainedConfig, temperature: float = 1.0) -> LogitTransform:
+    """What the model does to its LM head's product, from the names that Hugging Face's models give it.
+
+    Cohere `logit_scale` and Falcon-H1 `lm_head_multiplier` multiply, Granite `logits_scaling` divides (HyperCLOVA X
+    multiplies), Gemma 2 `final_logit_softcapping` caps.
+    """
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale *= 1.0 if getattr(config, name, None) is None else getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is not None:
+        scale *= scaling if config.model_type == "hyperclovax" else 1 / scaling
+    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None), temperature)
+
+
+def objective_of(args: WeightedSFTConfig) -> Objective:
+    """What the configuration sums over tokens."""
+    if args.policy_weighting == "dft":
+        return dft
+    if args.negative_log_prob_floor is not None:
+        return partial(floored, floor=args.negative_log_prob_floor)
+    return weighted_log_probs
