@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from online_sft.baselines import BASELINES
+    from online_sft.denominators import DENOMINATORS
     from online_sft.estimators import ESTIMATORS, prop3, prop3_stable
+    from online_sft.fused_cross_entropy import LogitTransform, weighted_linear_cross_entropy
+    from online_sft.interface import WeightedSFTInterface
     from online_sft.ledger import bias_ledger
     from online_sft.losses import token_log_probs, weighted_log_probs, weighted_nll, weighted_nll_from_logits
+    from online_sft.normalisation import normalise
+    from online_sft.patterns import PATTERNS, pattern_dataset
     from online_sft.rewards import MathVerificationReward
+    from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
     from trainers.online_sft_config import OnlineSFTConfig
     from trainers.online_sft_trainer import OnlineSFTTrainer
     from trainers.weighted_sft_config import WeightedSFTConfig
@@ -23,16 +29,26 @@ __version__ = "0.1.0.dev0"
 
 _HOME_OF = {
     "BASELINES": "online_sft.baselines",
+    "DENOMINATORS": "online_sft.denominators",
     "ESTIMATORS": "online_sft.estimators",
+    "PATTERNS": "online_sft.patterns",
+    "WEIGHTINGS": "online_sft.weightings",
+    "LogitTransform": "online_sft.fused_cross_entropy",
     "MathVerificationReward": "online_sft.rewards",
     "OnlineSFTConfig": "trainers.online_sft_config",
     "OnlineSFTTrainer": "trainers.online_sft_trainer",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
+    "WeightedSFTInterface": "online_sft.interface",
     "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
     "bias_ledger": "online_sft.ledger",
+    "effective_sample_size": "online_sft.weightings",
+    "fit_temperature": "online_sft.weightings",
+    "normalise": "online_sft.normalisation",
+    "pattern_dataset": "online_sft.patterns",
     "prop3": "online_sft.estimators",
     "prop3_stable": "online_sft.estimators",
     "token_log_probs": "online_sft.losses",
+    "weighted_linear_cross_entropy": "online_sft.fused_cross_entropy",
     "weighted_log_probs": "online_sft.losses",
     "weighted_nll": "online_sft.losses",
     "weighted_nll_from_logits": "online_sft.losses",
@@ -40,16 +56,26 @@ _HOME_OF = {
 
 __all__ = [
     "BASELINES",
+    "DENOMINATORS",
     "ESTIMATORS",
+    "PATTERNS",
+    "WEIGHTINGS",
+    "LogitTransform",
     "MathVerificationReward",
     "OnlineSFTConfig",
     "OnlineSFTTrainer",
     "WeightedSFTConfig",
+    "WeightedSFTInterface",
     "WeightedSFTTrainer",
     "bias_ledger",
+    "effective_sample_size",
+    "fit_temperature",
+    "normalise",
+    "pattern_dataset",
     "prop3",
     "prop3_stable",
     "token_log_probs",
+    "weighted_linear_cross_entropy",
     "weighted_log_probs",
     "weighted_nll",
     "weighted_nll_from_logits",
