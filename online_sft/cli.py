@@ -44,6 +44,14 @@ class RewardArguments:
     )
 
 
+@dataclass
+class InspectArguments:
+    """What `inspect` shows."""
+
+    rows: int = field(default=5, metadata={"help": "Rows to show; the findings are of all rows."})
+    html: str | None = field(default=None, metadata={"help": "Write a page with the same, to this file."})
+
+
 @dataclass(frozen=True)
 class Command:
     summary: str
@@ -104,6 +112,44 @@ def _online(arguments: list[str]) -> None:
     _train(OnlineSFTTrainer, data, config, model, reward_funcs=reward_funcs)
 
 
+def _inspect(arguments: list[str]) -> None:
+    import online_sft
+
+    online_sft._own_trainers()
+    from trainers.options import WeightedSFTOptions
+
+    _print_help_if_asked("inspect", arguments, (InspectArguments, DataArguments, WeightedSFTOptions), "trl.SFTConfig")
+    from rich.console import Console
+    from transformers import AutoTokenizer
+
+    from online_sft import WeightedSFTConfig
+    from online_sft.inspection import print_inspection
+    from online_sft.inspection_page import html_page
+    from trainers.inspection import inspect_dataset
+
+    named = ["--dataset_name"] if arguments and not arguments[0].startswith("-") else []
+    on_cpu = ["--use_cpu", "true", "--bf16", "false"]  # a GPU run's config file works here too
+    data, show, config, model = _parse(
+        "inspect", [*on_cpu, *named, *arguments], (DataArguments, InspectArguments, WeightedSFTConfig)
+    )
+    if data.dataset_streaming:
+        raise UsageError("inspect reads all rows: set --dataset_streaming false")
+    dataset = _load_split(data, data.dataset_train_split)
+    try:
+        tokenizer = model.model_name_or_path and AutoTokenizer.from_pretrained(
+            model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
+        )
+        inspection = inspect_dataset(dataset, config, tokenizer, num_shown=show.rows)
+        if show.html:
+            with open(show.html, "w", encoding="utf-8") as file:
+                file.write(html_page(inspection))
+    except (ValueError, OSError, RuntimeError) as error:  # TRL raises RuntimeError for rows without assistant tokens
+        raise UsageError(error) from error
+    print_inspection(inspection, Console(highlight=False))
+    if inspection.findings:
+        raise SystemExit(1)
+
+
 def _env(arguments: list[str]) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -124,6 +170,11 @@ def _env(arguments: list[str]) -> None:
 COMMANDS = {
     "weighted": Command("Weighted SFT: fine-tune on a data set with an `advantages` column.", _weighted),
     "online": Command("Online SFT: train on the policy's own graded samples.", _online),
+    "inspect": Command(
+        "What `weighted` would train on, and what looks wrong with it: online-sft inspect data.jsonl [--FIELD VALUE "
+        "...]. Exit code 1 if anything does, 2 if it cannot be told.",
+        _inspect,
+    ),
     "env": Command("Versions and paths, for a bug report.", _env),
 }
 

@@ -21,7 +21,7 @@ from online_sft.weightings import Weighting
 from trainers.weighted_collator import TOKEN_COLUMNS
 from trainers.weighted_sft_config import WeightedSFTConfig
 
-__all__ = ["cut", "labelled", "rewards_and_groups", "reweighted", "weighted"]
+__all__ = ["cut", "labelled", "rendered", "rewards_and_groups", "reweighted", "weighted"]
 
 logger = get_logger(__name__)
 Data: TypeAlias = Dataset | IterableDataset
@@ -70,6 +70,17 @@ def weighted(
         render=render,
     )
     return _map(dataset, weigh, args)
+
+
+def rendered(messages: list[Row], row: Row, *, tokenizer: Any, chat_template: str | None) -> list[int]:
+    """The token ids of a conversation's first messages."""
+    return tokenizer.apply_chat_template(
+        messages,
+        tools=row.get("tools"),
+        chat_template=chat_template,
+        return_dict=True,
+        **row.get("chat_template_kwargs") or {},
+    )["input_ids"]
 
 
 def reweighted(dataset: Data, dataset_name: str, weighting: Weighting) -> Dataset:

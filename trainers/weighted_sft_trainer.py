@@ -24,7 +24,7 @@ from trainers.arguments import config_or_default
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
-from trainers.weighted_data import cut, labelled, rewards_and_groups, reweighted, weighted
+from trainers.weighted_data import cut, labelled, rendered, rewards_and_groups, reweighted, weighted
 from trainers.weighted_lm_head import add_weighted_lm_head, objective_of
 from trainers.weighted_sft_config import WeightedSFTConfig
 
@@ -152,22 +152,13 @@ class WeightedSFTTrainer(SFTTrainer):
         uncut.max_length, uncut.shuffle_dataset = None, False
         tokenised = super()._prepare_dataset(dataset, processing_class, uncut, False, formatting_func, dataset_name)
 
-        def render(messages: list[dict[str, Any]], row: dict[str, Any]) -> list[int]:
-            return processing_class.apply_chat_template(
-                messages,
-                tools=row.get("tools"),
-                chat_template=self.chat_template,
-                return_dict=True,
-                **row.get("chat_template_kwargs") or {},
-            )["input_ids"]
-
         prepared = weighted(
             tokenised,
             args,
             dataset_name,
             from_text="input_ids" not in first,
             with_groups=self._weighting is not None or args.advantage_normalization == "group",
-            render=render,
+            render=partial(rendered, tokenizer=processing_class, chat_template=self.chat_template),
         )
         if self._weighting is not None:
             prepared = reweighted(prepared, dataset_name, self._weighting_for(prepared, dataset_name))
