@@ -134,6 +134,8 @@ def _inspect(arguments: list[str]) -> None:
     )
     if data.dataset_streaming:
         raise UsageError("inspect reads all rows: set --dataset_streaming false")
+    if show.rows < 0:
+        raise UsageError(f"rows must be 0 or more; got {show.rows}")
     dataset = _load_split(data, data.dataset_train_split)
     try:
         tokenizer = model.model_name_or_path and AutoTokenizer.from_pretrained(

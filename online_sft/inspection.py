@@ -122,7 +122,7 @@ class Summary:
         if not self.largest:
             return lines
         low, mean, high = (_decimal(w.item()) for w in (self.weights.min(), self.weights.mean(), self.weights.max()))
-        negative = -self.weights.clamp(max=0).sum().item()
+        negative = self.weights.clamp(max=0).abs().sum().item()
         size = effective_sample_size(self.weights)
         return lines | {
             "weight": f"min {low}, mean {mean}, max {high}",
@@ -238,7 +238,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         console.print(Text(note, style="italic"))
     console.print()
     for finding in inspection.findings:
-        console.print(Text.assemble(("! ", "bold red"), finding.sentence, " ", (finding.where(), "bold")))
+        console.print(Text.assemble(("! ", "bold red"), f"{finding.sentence} ", (finding.where(), "bold")))
     if not inspection.findings:
         console.print(Text("Nothing looks wrong.", style="green"))
 

@@ -11,12 +11,14 @@ _STYLE = """
   --positive: 46, 160, 67; --negative: 228, 63, 63; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
   background: light-dark(#fff, #0d1117); color: light-dark(#1f2328, #e6edf3); }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
 table { border-collapse: collapse; } th { text-align: left; padding-right: 2rem; font-weight: 600; }
 .findings li { margin: .4rem 0; } .runs, .notes { color: var(--grey); font-size: .87rem; }
 .row { font: 14px/1.75 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem;
   border: 1px solid var(--line); border-radius: 6px; }
-.row span, .legend span { border-radius: 3px; padding: .1em 0; } .legend span { padding: .1em .5em; margin-right: .6em; }
+.row span, .legend span { border-radius: 3px; padding: .1em 0; }
+.legend span { padding: .1em .5em; margin-right: .6em; }
 .row span:hover { outline: 1px solid currentColor; }
 .positive { background: rgba(var(--positive), var(--strength)); }
 .negative { background: rgba(var(--negative), var(--strength)); }

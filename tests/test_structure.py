@@ -16,9 +16,12 @@ import trl
 
 import online_sft
 from online_sft.baselines import BASELINES
+from online_sft.denominators import DENOMINATORS
 from online_sft.estimators import ESTIMATORS
+from online_sft.normalisation import NORMALISATIONS
+from online_sft.weightings import WEIGHTINGS
 from trainers.online_sft_trainer import OnlineSFTTrainer
-from trainers.options import OnlineSFTOptions
+from trainers.options import OnlineSFTOptions, WeightedSFTOptions
 from trainers.weighted_collator import WeightedDataCollator
 from trainers.weighted_sft_trainer import WeightedSFTTrainer
 
@@ -77,6 +80,8 @@ UPSTREAM = {
     (trl.SFTTrainer, "_prepare_dataset"): "dataset processing_class args packing formatting_func dataset_name",
     (trl.SFTTrainer, "_set_signature_columns_if_needed"): "",
     (trl.SFTTrainer, "compute_loss"): "model inputs return_outputs num_items_in_batch",
+    (trl.SFTTrainer, "get_batch_samples"): "epoch_iterator num_batches device",
+    (trl.SFTTrainer, "log"): "logs start_time",
     (trl.GRPOTrainer, "_calculate_rewards"): "inputs prompts completions completion_ids_list",
     (trl.GRPOTrainer, "_generate_and_score_completions"): "inputs",
     (trl.GRPOTrainer, "_compute_loss"): "model inputs",
@@ -112,6 +117,11 @@ def test_the_choices_offered_by_the_options_are_the_functions_that_exist():
     offered = {field.name: field.metadata.get("choices") for field in fields(OnlineSFTOptions)}
     assert sorted(offered["estimator"]) == sorted(ESTIMATORS)
     assert sorted(offered["baseline"]) == sorted(BASELINES)
+    offered = {field.name: field.metadata.get("choices") for field in fields(WeightedSFTOptions)}
+    assert sorted(offered["advantage_normalization"]) == sorted(NORMALISATIONS)
+    assert sorted(offered["loss_denominator"]) == sorted([*DENOMINATORS, "constant"])
+    help_of_weighting = next(f.metadata["help"] for f in fields(WeightedSFTOptions) if f.name == "weighting")
+    assert set(WEIGHTINGS) <= set(re.findall(r"`(\w+)`", help_of_weighting))
 
 
 def test_a_foreign_trainers_folder_is_named_and_the_console_script_does_not_see_it(tmp_path):

@@ -1,8 +1,9 @@
-"""What `WeightedSFTTrainer` would train on: a trainer with a toy model prepares the data, and its rows are read back."""
+"""What `WeightedSFTTrainer` would train on: a trainer of a toy model prepares the data, and its rows are read back."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def _mistakes(
     """By number, the rows at which the trainer would stop."""
     names = _columns_read(dataset, args)
     if "input_ids" in dataset.column_names:
-        lengths = [(len(tokens or []),) for tokens in dataset["input_ids"]]
+        lengths: list[tuple[int, ...]] = [(len(tokens or []),) for tokens in dataset["input_ids"]]
     else:
         lengths = _lengths_of_text(dataset, args, tokenizer, names)
     found = {
@@ -117,7 +118,7 @@ def _lengths_of_text(
     if not any(isinstance(value, list) for name in names for value in dataset[name]):
         return [(1,)] * len(dataset)
     unweighted = {"use_advantage_weighting": False, "policy_weighting": "none", "target_ess": None}
-    trainer = _trainer(dataset.remove_columns(names), args, tokenizer, **unweighted)
+    trainer = _trainer(dataset.remove_columns(names), args, tokenizer, changes=unweighted)
     return [(len(labels), sum(label != -100 for label in labels)) for labels in trainer.train_dataset["labels"]]
 
 
@@ -172,9 +173,13 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     weighting: Weighting | None = None,
-    **changes: Any,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> WeightedSFTTrainer:
-    """A trainer of a model too small to matter, which neither cuts nor packs nor shuffles."""
+    """A trainer of a model too small to matter, which neither cuts nor packs nor shuffles.
+
+    Args:
+        changes: fields of `args` to replace.
+    """
     tokenizer = _tokenizer_without_words() if tokenizer is None else tokenizer
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -194,7 +199,7 @@ def _trainer(
             report_to="none",
             disable_tqdm=True,
             max_length=None,
-            **{name: getattr(args, name) for name in _DATA_FIELDS} | changes,
+            **{name: getattr(args, name) for name in _DATA_FIELDS} | dict(changes),
         )
         return WeightedSFTTrainer(model, config, train_dataset=dataset, processing_class=tokenizer, weighting=weighting)
 
