@@ -138,9 +138,11 @@ def _inspect(arguments: list[str]) -> None:
         raise UsageError(f"rows must be 0 or more; got {show.rows}")
     dataset = _load_split(data, data.dataset_train_split)
     try:
-        tokenizer = model.model_name_or_path and AutoTokenizer.from_pretrained(
-            model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = None
+        if model.model_name_or_path is not None:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
+            )
         inspection = inspect_dataset(dataset, config, tokenizer, num_shown=show.rows)
         if show.html:
             with open(show.html, "w", encoding="utf-8") as file:

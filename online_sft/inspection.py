@@ -178,8 +178,8 @@ def refusals(mistakes: Mapping[int, Mapping[str, str]]) -> list[Finding]:
         "token, 0 where a token carries no loss.",
         "masks": "Masks that hold something other than 0 and 1 in {}, which the trainer refuses: write 1 on loss "
         "tokens and 0 elsewhere. A column that holds -100 or the token itself is `labels`.",
-        "numbers": "Missing or non-finite numbers in {}, which the trainer refuses: remove the rows, or give every "
-        "token a number, 0 where it carries no loss.",
+        "numbers": "Missing or non-finite numbers in {}, which the trainer refuses: remove the rows, or put finite "
+        "numbers there.",
     }
     by_kind = {kind: {n: found[kind] for n, found in mistakes.items() if kind in found} for kind in sentences}
     return [Finding(sentences[kind].format(_count(len(rows), "row")), rows) for kind, rows in by_kind.items() if rows]

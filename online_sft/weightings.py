@@ -23,6 +23,7 @@ __all__ = [
     "effective_sample_size",
     "exponential",
     "fit_temperature",
+    "parameters_of",
     "rejection",
     "reward",
     "top_k",
@@ -102,14 +103,18 @@ def weighting_of(name: str, parameters: Mapping[str, Any] | None = None) -> Weig
     """
     if name not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {name!r}")
-    weighting, parameters = WEIGHTINGS[name], dict(parameters or {})
-    known = [p.name for p in inspect.signature(weighting).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters, known = dict(parameters or {}), parameters_of(name)
     for parameter, value in parameters.items():
         if parameter not in known:
             raise ValueError(f"weighting {name!r} has no parameter {parameter!r}; it has {', '.join(known) or 'none'}")
         if parameter == "temperature" and not value > 0:
             raise ValueError(f"the temperature of weighting {name!r} must be positive; got {value}")
-    return partial(weighting, **parameters)
+    return partial(WEIGHTINGS[name], **parameters)
+
+
+def parameters_of(name: str) -> list[str]:
+    """The names of a weighting's parameters."""
+    return [p.name for p in inspect.signature(WEIGHTINGS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def effective_sample_size(weights: Tensor) -> float:

@@ -1,9 +1,9 @@
 """What `WeightedSFTTrainer` would train on: a trainer of a toy model prepares the data, and its rows are read back."""
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,8 +61,8 @@ def inspect_dataset(
             *refusals(mistakes),
             *findings_in(
                 rows,
-                eos_token_id=tokenizer.eos_token_id if tokenizer else None,
-                bos_token_id=tokenizer.bos_token_id if tokenizer else None,
+                eos_token_id=tokenizer.eos_token_id if tokenizer is not None else None,
+                bos_token_id=tokenizer.bos_token_id if tokenizer is not None else None,
                 max_length=args.max_length,
             ),
         ],
@@ -117,8 +117,9 @@ def _lengths_of_text(
     """Tokens and loss tokens of each row; 1, which nothing is compared with, where no column holds a list."""
     if not any(isinstance(value, list) for name in names for value in dataset[name]):
         return [(1,)] * len(dataset)
-    unweighted = {"use_advantage_weighting": False, "policy_weighting": "none", "target_ess": None}
-    trainer = _trainer(dataset.remove_columns(names), args, tokenizer, changes=unweighted)
+    unweighted = copy.copy(args)
+    unweighted.use_advantage_weighting, unweighted.policy_weighting, unweighted.target_ess = False, "none", None
+    trainer = _trainer(dataset.remove_columns(names), unweighted, tokenizer)
     return [(len(labels), sum(label != -100 for label in labels)) for labels in trainer.train_dataset["labels"]]
 
 
@@ -128,7 +129,7 @@ def _rows(
     """The rows as the trainer prepares them, uncut, but with the weights that they have once they are cut."""
     weighting = args.weighting_function()
     recorded = None if weighting is None else _Recorded(weighting)
-    trainer = _trainer(dataset, args, tokenizer, weighting=recorded)
+    trainer = _trainer(dataset, args, tokenizer, recorded)
     if recorded is not None:
         numbers = [number for number, weight in zip(numbers, recorded.weights.tolist(), strict=True) if weight]
     prepared = list(trainer.train_dataset)
@@ -171,15 +172,9 @@ def _trainer(
     dataset: Dataset,
     args: WeightedSFTConfig,
     tokenizer: PreTrainedTokenizerBase | None,
-    *,
     weighting: Weighting | None = None,
-    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> WeightedSFTTrainer:
-    """A trainer of a model too small to matter, which neither cuts nor packs nor shuffles.
-
-    Args:
-        changes: fields of `args` to replace.
-    """
+    """A trainer of a model too small to matter, which neither cuts nor packs nor shuffles."""
     tokenizer = _tokenizer_without_words() if tokenizer is None else tokenizer
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -199,7 +194,7 @@ def _trainer(
             report_to="none",
             disable_tqdm=True,
             max_length=None,
-            **{name: getattr(args, name) for name in _DATA_FIELDS} | dict(changes),
+            **{name: getattr(args, name) for name in _DATA_FIELDS},
         )
         return WeightedSFTTrainer(model, config, train_dataset=dataset, processing_class=tokenizer, weighting=weighting)
 

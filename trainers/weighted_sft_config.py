@@ -6,7 +6,7 @@ from trl import SFTConfig
 
 from online_sft.denominators import DENOMINATORS
 from online_sft.normalisation import NORMALISATIONS
-from online_sft.weightings import Weighting, weighting_of
+from online_sft.weightings import Weighting, parameters_of, weighting_of
 from trainers.options import WeightedSFTOptions
 
 __all__ = ["WeightedSFTConfig"]
@@ -74,6 +74,14 @@ class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
         if self.target_ess is not None and not 0 < self.target_ess < 1:
             raise ValueError(f"target_ess must lie between 0 and 1, a share of the rows; got {self.target_ess}")
 
+    def _check_target_ess(self) -> None:
+        if self.weighting is None:
+            raise ValueError("target_ess needs a weighting with a temperature, for example weighting='boltzmann'")
+        if "temperature" not in parameters_of(self.weighting):
+            raise ValueError(f"target_ess chooses a temperature, and weighting {self.weighting!r} has no temperature")
+        if "temperature" in (self.weighting_kwargs or {}):
+            raise ValueError("target_ess chooses the temperature; remove it from weighting_kwargs")
+
     def _check_combinations(self) -> None:
         if self.weighting is not None:
             self.weighting_function()
@@ -81,8 +89,8 @@ class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
             raise ValueError(f"weighting_kwargs={self.weighting_kwargs} without a weighting")
         if self.weighting is not None and not self.use_advantage_weighting:
             raise ValueError(f"weighting={self.weighting!r} with use_advantage_weighting=False; drop one")
-        if self.target_ess is not None and "temperature" in (self.weighting_kwargs or {}):
-            raise ValueError("target_ess chooses the temperature; remove it from weighting_kwargs")
+        if self.target_ess is not None:
+            self._check_target_ess()
         if self.policy_weighting == "dft" and self.negative_log_prob_floor is not None:
             raise ValueError("dft multiplies by the probability, which bounds negative weights: drop the floor")
         per_sequence = {

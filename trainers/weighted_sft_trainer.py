@@ -320,7 +320,7 @@ class WeightedSFTTrainer(SFTTrainer):
             metrics = everywhere.metrics()
             self._metrics[mode].update({name: [value] for name, value in metrics.items()})
             chance = math.log(self.model.config.get_text_config().vocab_size)
-            if metrics.get("negative_nll", 0.0) > 2 * chance:
+            if self.args.negative_log_prob_floor is None and metrics.get("negative_nll", 0.0) > 2 * chance:
                 logger.warning(
                     "tokens of negative weight have reached %.1f nats on average, far beyond chance (%.1f): their loss "
                     "has no lower bound; set negative_log_prob_floor=%.0f or lower the learning rate",
