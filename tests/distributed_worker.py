@@ -1,6 +1,6 @@
 """Trains for three steps and writes the log; `torchrun` starts it on two processes, the test itself calls it on one.
 
-python distributed_worker.py weighted|online OUTPUT.json MODEL_FOLDER
+python distributed_worker.py weighted|normalised|grouped|online OUTPUT.json MODEL_FOLDER
 """
 
 import json
@@ -27,7 +27,20 @@ def arguments(num_processes: int) -> dict:
     }
 
 
-def weighted(num_processes: int, model, tokenizer):
+WEIGHTED = {
+    "weighted": {},
+    "normalised": {"advantage_normalization": "global", "loss_denominator": "abs_advantages"},
+    "grouped": {
+        "advantage_normalization": "group",
+        "advantage_clipping": [-1.0, 2.0],
+        "loss_denominator": "sequences",
+        "packing": True,
+        "max_length": 12,
+    },
+}
+
+
+def weighted(kind: str, num_processes: int, model, tokenizer):
     """Rows of very different lengths and signed advantages: a mean of means would show."""
     rows = []
     for index in range(3 * GLOBAL_BATCH):
@@ -36,12 +49,14 @@ def weighted(num_processes: int, model, tokenizer):
         labels = [-100 if t == 0 or (index + t) % 3 == 0 else token for t, token in enumerate(tokens)]
         labels[-1] = tokens[-1]
         advantages = [((index + t) % 5) - 1.5 for t in range(length)]
-        rows.append({"input_ids": tokens, "labels": labels, "advantages": advantages})
-    args = WeightedSFTConfig(**arguments(num_processes))
+        rows.append({"input_ids": tokens, "labels": labels, "advantages": advantages, "group": index % 5})
+    if kind == "grouped":
+        rows *= 3  # packed rows are fewer
+    args = WeightedSFTConfig(**arguments(num_processes), **WEIGHTED[kind])
     return WeightedSFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
-def online(num_processes: int, model, tokenizer):
+def online(kind: str, num_processes: int, model, tokenizer):
     """Completions that depend on the prompt only, because two processes would draw other random numbers than one."""
 
     def rollout(prompts, trainer):
@@ -62,7 +77,7 @@ def online(num_processes: int, model, tokenizer):
 
 def train(kind: str, num_processes: int, folder: str) -> list[dict]:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    trainer = {"weighted": weighted, "online": online}[kind](num_processes, model, tokenizer)
+    trainer = (online if kind == "online" else weighted)(kind, num_processes, model, tokenizer)
     assert trainer.accelerator.num_processes == num_processes
     trainer.train()
     wrapper = type(trainer.model_wrapped).__name__

@@ -8,26 +8,42 @@ from pathlib import Path
 
 import distributed_worker
 import pytest
+import sharded_head_worker
 from torch.testing import assert_close
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["weighted", "online"])
-def test_two_processes_are_one(kind, saved_model, tmp_path):
-    folder, output = str(tmp_path / "model"), tmp_path / "log.json"
+def on_two_processes(*command):
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + [distributed_worker.__file__, kind, str(output), folder],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
         capture_output=True,
         text=True,
         timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", [*distributed_worker.WEIGHTED, "online"])
+def test_two_processes_are_one(kind, saved_model, tmp_path):
+    folder, output = str(tmp_path / "model"), tmp_path / "log.json"
+    on_two_processes(distributed_worker.__file__, kind, str(output), folder)
     two = json.loads(Path(output).read_text())
     one = distributed_worker.train(kind, 1, folder)
-    keys = ["loss", "grad_norm"] + (["reward", "kl", "advantage", "log_prob"] if kind == "online" else [])
+    weights = ["ess", "max_weight_share", "nll", "negative_nll", "negative_gradient_share"]
+    keys = ["loss", "grad_norm", *(["reward", "kl", "advantage", "log_prob"] if kind == "online" else weights)]
     for key in keys:
         values = [[entry[key] for entry in log if key in entry] for log in (one, two)]
         assert len(values[0]) == 3, key
         assert_close(values[1], values[0], rtol=1e-4, atol=1e-5)  # measured: 3e-6 relative
+
+
+@pytest.mark.distributed
+def test_a_sharded_head_gets_the_average_gradient_of_all_ranks(tmp_path):
+    """FSDP2 hands the LM head over as a DTensor. Each rank has other tokens; the gradient is that of their mean."""
+    output = tmp_path / "errors.json"
+    on_two_processes(sharded_head_worker.__file__, str(output))
+    found = json.loads(output.read_text())
+    assert (found.pop("world_size"), found.pop("rows_of_this_rank")) == (2, 6)
+    assert found.keys() == {"weight", "bias", "hidden"}
+    assert max(found.values()) < 1e-12

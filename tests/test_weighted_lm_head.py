@@ -29,25 +29,17 @@ SMALL = {
     "bos_token_id": None,
     "eos_token_id": 1,
 }
+MAMBA = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+SMALL_GPT = {"vocab_size": 37, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": None, "eos_token_id": 1}
 MODELS = {
     "qwen3": Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=True),
     "llama, head of its own": LlamaConfig(**SMALL, tie_word_embeddings=False),
     "gemma2, soft cap": Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.2),
     "cohere, logit scale": CohereConfig(**SMALL, logit_scale=3.0),
     "granite, logits scaling": GraniteConfig(**SMALL, logits_scaling=4.0),
-    "falcon h1, head multiplier": FalconH1Config(
-        **SMALL,
-        lm_head_multiplier=5.0,
-        mamba_d_ssm=16,
-        mamba_n_heads=2,
-        mamba_d_head=8,
-        mamba_d_state=8,
-        mamba_n_groups=1,
-    ),
-    "gpt-j, head with a bias": GPTJConfig(
-        vocab_size=37, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, bos_token_id=None, eos_token_id=1
-    ),
-    "gpt2": GPT2Config(vocab_size=37, n_embd=16, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=1),
+    "falcon h1, head multiplier": FalconH1Config(**SMALL, **MAMBA, lm_head_multiplier=5.0),
+    "gpt-j, head with a bias": GPTJConfig(**SMALL_GPT, rotary_dim=4),
+    "gpt2": GPT2Config(**SMALL_GPT),
 }
 
 
