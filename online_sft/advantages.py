@@ -7,7 +7,10 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-__all__ = ["group_id", "message_weights", "prompt_of", "shifted_to_targets", "token_advantages"]
+__all__ = ["MASKS", "group_id", "message_weights", "prompt_of", "shifted_to_targets", "token_advantages"]
+
+# Columns of tokenised rows that say which tokens carry loss, 1 or 0. Where there are several, all must say so.
+MASKS = ("loss_mask", "completion_mask", "assistant_masks")
 
 
 def token_advantages(

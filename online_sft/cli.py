@@ -271,6 +271,7 @@ def _load_reward(name: str) -> Any:
 def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
     """One split of a hub data set, a local folder, or a local .json, .jsonl, .csv or .parquet file."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     if not data.dataset_name:
         raise UsageError("no data: set --dataset_name to a hub id, a folder, or a .jsonl, .json, .csv or .parquet file")
@@ -285,6 +286,9 @@ def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
         return load_dataset(data.dataset_name, name=data.dataset_config, split=split, streaming=data.dataset_streaming)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load split {split!r} of {data.dataset_name!r}: {error}") from error
+    except (DatasetGenerationError, StopIteration) as error:  # what is no JSON, and an empty file
+        reason = error.__cause__ or "it holds no rows"
+        raise UsageError(f"cannot read split {split!r} of {data.dataset_name!r}: {reason}") from error
 
 
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:

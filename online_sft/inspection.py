@@ -15,10 +15,10 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
+from online_sft.advantages import MASKS
 from online_sft.weightings import effective_sample_size
 
 __all__ = [
-    "MASKS",
     "Finding",
     "Inspection",
     "Row",
@@ -32,9 +32,6 @@ __all__ = [
     "tokens_of",
     "visible",
 ]
-
-# Columns of tokenised rows that hold 1 on loss tokens and 0 elsewhere
-MASKS = ("loss_mask", "completion_mask", "assistant_masks")
 
 _MAX_RUNS = 20
 _WITHOUT_LOSS = "grey50"
@@ -81,7 +78,7 @@ class Finding:
         if not self.rows:
             return ""
         named = [f"{number} ({detail})" if detail else str(number) for number, detail in self.rows.items()][:limit]
-        more = f" and {len(self.rows) - limit} more" if len(self.rows) > limit else ""
+        more = f" and {len(self.rows) - limit:,} more" if len(self.rows) > limit else ""
         return f"{'Row' if len(self.rows) == 1 else 'Rows'} {', '.join(named)}{more}."
 
 

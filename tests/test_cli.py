@@ -164,6 +164,14 @@ def test_bad_data_is_one_line_too(run_dir, capsys):
     assert "the train dataset needs an `advantages` column" in line
 
 
+@pytest.mark.parametrize(("text", "message"), [("", "it holds no rows"), ('{"a": 1', "JSON parse error")])
+def test_a_file_that_cannot_be_read_is_named(run_dir, capsys, text, message):
+    (run_dir / "broken.jsonl").write_text(text)
+    line = error_of(capsys, "weighted", "--config", "run.yaml", "--dataset_name", "broken.jsonl")
+    assert "cannot read split 'train' of 'broken.jsonl'" in line
+    assert message in line
+
+
 @pytest.mark.slow
 def test_it_runs_under_accelerate_launch(run_dir):
     done = subprocess.run(

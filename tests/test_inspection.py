@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from online_sft import WeightedSFTConfig, WeightedSFTTrainer, cli
-from online_sft.inspection import Inspection, Row, Summary, Token, print_inspection, runs_of, tokens_of, visible
+from online_sft.inspection import Inspection, Row, Summary, print_inspection, runs_of, tokens_of, visible
 from online_sft.inspection_page import html_page
-from trainers.inspection import _texts, inspect_dataset
+from trainers.inspection import _DATA_FIELDS, _texts, inspect_dataset
+from trainers.options import WeightedSFTOptions
 
 EOS = 1  # of the tokenizer in conftest.py
 GOOD = {"input_ids": [2, 3, 4, EOS], "labels": [-100, 3, 4, EOS], "advantages": 1.0}
@@ -30,6 +32,7 @@ LENGTHS = (
 NUMBERS = (
     "Missing or non-finite numbers in {}, which the trainer refuses: remove the rows, or put finite numbers there."
 )
+ALL_ZERO = "Weight 0 on every loss token of {}: nothing is learned there. Check the advantages, or drop such rows."
 MASKED_EOS = "EOS ends {} without being trained: extend the labels or masks to it, with a weight other than 0."
 
 
@@ -37,10 +40,9 @@ MASKED_EOS = "EOS ends {} without being trained: extend the labels or masks to i
 def inspected(tokenizer, cpu_args):
     """Inspects rows, with options of WeightedSFTConfig."""
 
-    def inspect(rows, tokenizer=tokenizer, num_shown=5, **options):
-        data = Dataset.from_list(rows, on_mixed_types="use_json")
-        args = WeightedSFTConfig(**cpu_args, **options)
-        return inspect_dataset(data, args, copy.deepcopy(tokenizer), num_shown=num_shown)
+    def inspect(rows, tokenizer=tokenizer, **options):
+        data, args = Dataset.from_list(rows, on_mixed_types="use_json"), WeightedSFTConfig(**cpu_args, **options)
+        return inspect_dataset(data, args, copy.deepcopy(tokenizer), num_shown=5)
 
     return inspect
 
@@ -57,13 +59,9 @@ def plain(inspection):
 
 def row_of(weights, num_kept=None):
     """A row of one token per weight, None where there is no loss."""
-    return Row(
-        number=0,
-        input_ids=torch.arange(len(weights)),
-        loss=torch.tensor([weight is not None for weight in weights]),
-        weights=torch.tensor([weight or 0.0 for weight in weights]),
-        num_kept=len(weights) if num_kept is None else num_kept,
-    )
+    loss = torch.tensor([weight is not None for weight in weights])
+    numbers = torch.tensor([weight or 0.0 for weight in weights])
+    return Row(0, torch.arange(len(weights)), loss, numbers, len(weights) if num_kept is None else num_kept)
 
 
 def inspection_of(weights, texts, num_kept=None):
@@ -87,11 +85,7 @@ def test_nothing_looks_wrong_with_good_rows(inspected):
         ({"advantages": None}, NUMBERS, "advantages None"),
         ({"input_ids": [], "labels": []}, NUMBERS, "no token"),
         ({"labels": [-100] * 4}, "No loss token in {}: nothing is learned there. Check the labels or masks.", ""),
-        (
-            {"advantages": [5.0, 0.0, 0.0, 0.0]},
-            "Weight 0 on every loss token of {}: nothing is learned there. Check the advantages, or drop such rows.",
-            "",
-        ),
+        ({"advantages": [5.0, 0.0, 0.0, 0.0]}, ALL_ZERO, ""),
         ({"labels": [-100, 3, 4, -100]}, MASKED_EOS, ""),
         ({"advantages": [1.0, 1.0, 1.0, 0.0]}, MASKED_EOS, ""),
         ({"input_ids": [2, 3, EOS, 5], "labels": [-100, 3, -100, -100]}, MASKED_EOS, ""),
@@ -112,20 +106,11 @@ def test_every_list_of_numbers_is_checked(inspected):
 
 def test_all_rows_that_the_trainer_refuses_are_found_and_the_rest_is_inspected(inspected):
     inspection = inspected([{**GOOD, "advantages": [1.0] * n} for n in (4, 3, 4, 5, 2)])
-    assert found(inspection) == {
-        LENGTHS.format("3 rows"): {
-            1: "4 tokens, 3 advantages",
-            3: "4 tokens, 5 advantages",
-            4: "4 tokens, 2 advantages",
-        }
-    }
+    details = {1: "4 tokens, 3 advantages", 3: "4 tokens, 5 advantages", 4: "4 tokens, 2 advantages"}
+    assert found(inspection) == {LENGTHS.format("3 rows"): details}
     assert list(inspection.shown) == [0, 2]
     assert inspection.summary.lines()["rows"] == "5, 2 of them trained on"
-
-
-def test_when_the_trainer_refuses_every_row_there_is_still_a_report(inspected):
-    inspection = inspected([{**GOOD, "advantages": [1.0]}])
-    assert "Row 0 (4 tokens, 1 advantages)." in plain(inspection)
+    assert "Row 0 (4 tokens, 1 advantages)." in plain(inspected([{**GOOD, "advantages": [1.0]}]))
 
 
 @pytest.mark.parametrize("column", ["loss_mask", "completion_mask", "assistant_masks"])
@@ -147,9 +132,7 @@ def test_columns_that_the_trainer_does_not_read_are_not_checked(inspected):
 
 
 def test_rewards_are_checked_where_a_weighting_reads_them(inspected):
-    rows = [{**GOOD, "reward": reward} for reward in (1.0, None, 0.5)]
-    for row in rows:
-        del row["advantages"]
+    rows = [{"input_ids": GOOD["input_ids"], "labels": GOOD["labels"], "reward": r} for r in (1.0, None, 0.5)]
     assert found(inspected(rows, weighting="reward")) == {NUMBERS.format("1 row"): {1: "reward None"}}
 
 
@@ -170,10 +153,7 @@ def test_double_bos_is_found(inspected, tokenizer):
     with_bos = copy.deepcopy(tokenizer)
     with_bos.bos_token = "9"
     bos = with_bos.bos_token_id
-    rows = [
-        {"input_ids": [*start, 4, EOS], "labels": [-100, -100, 4, EOS], "advantages": 1.0}
-        for start in ([bos, 5], [bos, bos], [5, bos], [bos, bos])
-    ]
+    rows = [{**GOOD, "input_ids": [*start, 4, EOS]} for start in ([bos, 5], [bos, bos], [5, bos], [bos, bos])]
     sentence = "Two BOS tokens start 2 rows: remove the one in the text, which the tokenizer adds as well."
     assert found(inspected(rows, tokenizer=with_bos)) == {sentence: {1: "", 3: ""}}
     assert found(inspected(rows)) == {}
@@ -229,52 +209,55 @@ def test_what_is_shown_is_what_the_trainer_trains_on(inspected, model, tokenizer
         if "weighting" not in options:
             row["advantages"] = torch.randn(length, generator=generator).tolist()
         rows.append(row)
-    shown = inspected(rows, **options).shown
+    kept = [[token for token in tokens if not token.is_cut] for tokens in inspected(rows, **options).shown.values()]
+    shown = {tuple(t.token_id for t in tokens): torch.tensor([t.weight or 0.0 for t in tokens]) for tokens in kept}
+
     args = WeightedSFTConfig(**cpu_args, per_device_train_batch_size=8, **options)
     trainer = WeightedSFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
-    trained = sorted(
-        (ids[: sum(mask)], weights[: sum(mask)])
-        for ids, mask, weights in zip(
-            *(batches[0][name].tolist() for name in ("input_ids", "attention_mask", "advantages")), strict=True
-        )
-    )
-    kept = sorted(
-        ([t.token_id for t in tokens if not t.is_cut], [t.weight or 0.0 for t in tokens if not t.is_cut])
-        for tokens in shown.values()
-    )
-    assert [ids for ids, _ in kept] == [ids for ids, _ in trained]
-    for (_, ours), (_, theirs) in zip(kept, trained, strict=True):
-        assert_close(torch.tensor(ours), torch.tensor(theirs))
+    (batch,), _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    columns = zip(batch["input_ids"], batch["advantages"], batch["attention_mask"].bool(), strict=True)
+    assert_close(shown, {tuple(ids[real].tolist()): weights[real] for ids, weights, real in columns})
 
 
 def test_rows_keep_their_numbers_where_a_weighting_drops_some(inspected):
-    rows = [
-        {"input_ids": [2, token, EOS], "labels": [-100, token, EOS], "reward": token % 2 / 1} for token in range(4, 8)
-    ]
+    tokens = {number: [2, number, EOS] for number in range(4, 8)}
+    rows = [{"input_ids": ids, "labels": [-100, *ids[1:]], "reward": number % 2 / 1} for number, ids in tokens.items()]
     inspection = inspected(rows, weighting="rejection", weighting_kwargs={"threshold": 0.5})
-    assert {number: tokens[1].token_id for number, tokens in inspection.shown.items()} == {1: 5, 3: 7}
+    assert {number: shown[1].token_id for number, shown in inspection.shown.items()} == {1: 5, 3: 7}
 
 
 def test_lists_of_text_rows_may_be_as_long_as_the_tokens_or_the_loss_tokens(inspected):
-    text = {"prompt": "1 + 1 =", "completion": " Answer: 2"}
-    lists = ([0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0])
-    inspection = inspected([{**text, "advantages": advantages} for advantages in lists])
-    assert found(inspection) == {LENGTHS.format("1 row"): {2: "7 tokens, 2 advantages"}}
+    lists = ([0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0], [1.0, 2.0, 3.0])
+    rows = [{"prompt": "1 + 1 =", "completion": " Answer: 2", "advantages": advantages} for advantages in lists]
+    rows = [{**row, "ref_log_probs": [-1.0] * length} for row, length in zip(rows, (7, 7, 7, 3), strict=True)]
+    inspection = inspected(rows)
+    details = {2: "7 tokens, 2 advantages", 3: "7 tokens, 3 ref_log_probs"}
+    assert found(inspection) == {LENGTHS.format("2 rows"): details}
     for number in (0, 1):
         tokens = inspection.shown[number]
         assert [token.text for token in tokens] == ["1", " + ", "1", " =", " Answer: ", "2", "<|end|>"]
         assert [token.weight for token in tokens] == [None] * 4 + [1.0, 2.0, 3.0]
 
 
-def test_the_weight_of_a_message_is_on_its_tokens(inspected, tokenizer):
-    chatty = copy.deepcopy(tokenizer)
-    chatty.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
-    )
+def test_chat_template_and_weights_of_messages_are_used(inspected, tmp_path):
+    template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    (tmp_path / "chat.jinja").write_text(template)
     messages = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2", "weight": -0.5}]
-    inspection = inspected([{"prompt": messages[:1], "completion": messages[1:]}], tokenizer=chatty)
+    rows = [{"prompt": messages[:1], "completion": messages[1:]}]
+    inspection = inspected(rows, chat_template_path=str(tmp_path / "chat.jinja"))
     assert runs_of(inspection.shown[0]) == "4 tokens without loss, 2 tokens x -0.5"
+
+
+def test_text_field_and_eos_token_are_used(inspected):
+    inspection = inspected([{"body": "1 + 1", "advantages": 1.0}], dataset_text_field="body", eos_token="9")
+    assert [token.text for token in inspection.shown[0]] == ["1", " + ", "1", "9"]
+    assert found(inspection) == {}
+
+
+def test_every_option_of_ours_is_known_to_change_the_data_or_not():
+    of_the_loss = {"importance_max", "loss_denominator", "loss_denominator_value", "temperature"}
+    of_the_loss |= {"negative_log_prob_floor", "lm_head", "lm_head_chunk_size"}
+    assert {option.name for option in fields(WeightedSFTOptions)} - set(_DATA_FIELDS) == of_the_loss
 
 
 def test_the_summary_by_hand():
@@ -295,7 +278,7 @@ def test_notes_say_what_the_numbers_leave_out(inspected):
     assert inspected([GOOD], tokenizer=None).notes == [
         "EOS and BOS are not looked at: set --model_name_or_path to the model to train."
     ]
-    (normalised, weighted) = inspected([GOOD], advantage_normalization="batch", policy_weighting="dft").notes
+    normalised, weighted = inspected([GOOD], advantage_normalization="batch", policy_weighting="dft").notes
     assert "advantage_normalization=batch sees only the optimizer steps so far" in normalised
     assert "policy_weighting=dft multiplies these weights" in weighted
 
@@ -304,35 +287,19 @@ def test_colours_in_the_terminal_grow_with_the_weight():
     inspection = inspection_of([None, 2.0, 1.0, -2.0, 0.0, 1.0], list("abcdef"), num_kept=5)
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=200)
     print_inspection(inspection, console)
-    line = console.file.getvalue().splitlines()[1]
-    assert line == (
-        "\x1b[38;5;244ma\x1b[0m"
-        "\x1b[30;48;2;70;190;90mb\x1b[0m"
-        "\x1b[30;48;2;142;215;152mc\x1b[0m"
-        "\x1b[30;48;2;235;85;85md\x1b[0m"
-        "\x1b[4me\x1b[0m"
-        "\x1b[9;38;5;244mf\x1b[0m"
-    )
-
-
-def test_without_colour_the_runs_tell_the_weights():
-    lines = plain(inspection_of([None, 2.0, 2.0, -0.25, 0.0, 1.0], list("abcdef"), num_kept=5)).splitlines()
-    assert lines[:3] == [
-        "row 0, 6 tokens",
-        "abcdef",
-        "1 token without loss, 2 tokens x 2.0, 1 token x -0.25, 1 token x 0.0, 1 token cut",
-    ]
+    green, pale_green, red = "30;48;2;70;190;90", "30;48;2;142;215;152", "30;48;2;235;85;85"
+    styles = {"a": "38;5;244", "b": green, "c": pale_green, "d": red, "e": "4", "f": "9;38;5;244"}
+    expected = "".join(f"\x1b[{style}m{letter}\x1b[0m" for letter, style in styles.items())
+    assert console.file.getvalue().splitlines()[1] == expected
 
 
 def test_long_lists_are_cut_short(inspected):
-    inspection = inspected([{**GOOD, "advantages": [1.0]}] * 7)
-    assert (
-        inspection.findings[0].where(limit=2)
-        == "Rows 0 (4 tokens, 1 advantages), 1 (4 tokens, 1 advantages) and 5 more."
-    )
-    assert runs_of(tokens_of(row_of([float(t) for t in range(22)]), ["a"] * 22)).endswith(
-        "1 token x 19.0, and 2 more runs"
-    )
+    inspection = inspected([{**GOOD, "advantages": [1.0]}] * 30)
+    assert "Rows 0 (4 tokens, 1 advantages), 1 (" in plain(inspection)
+    assert "4 (4 tokens, 1 advantages) and 25 more." in " ".join(plain(inspection).split())
+    assert "19 (4 tokens, 1 advantages) and 10 more.</b></li>" in html_page(inspection)
+    runs = runs_of(tokens_of(row_of([float(t) for t in range(22)]), ["a"] * 22))
+    assert runs.endswith("1 token x 19.0, and 2 more runs")
 
 
 def test_hostile_text_is_made_visible_and_cannot_format_the_terminal():
@@ -361,23 +328,10 @@ def test_the_page_shows_weights_as_colours_and_on_pointing():
         assert span in page
 
 
-def test_the_page_and_the_terminal_tell_the_same_findings(inspected):
-    inspection = inspected([GOOD, {**GOOD, "advantages": [1.0]}])
-    (finding,) = inspection.findings
-    assert f"{finding.sentence} {finding.where()}" in " ".join(plain(inspection).split())
-    assert f"<li>{finding.sentence} <b>{finding.where()}</b></li>" in html_page(inspection)
-
-
-def test_sentencepiece_tokens_keep_the_space_before_a_word():
+def test_sentencepiece_tokens_keep_the_space_before_a_word_and_unknown_ids_are_named():
     words = Tokenizer(WordLevel({"▁a": 0, "b": 1}, unk_token="b"))
     words.decoder = Metaspace()
-    assert _texts([0, 0, 1], PreTrainedTokenizerFast(tokenizer_object=words)) == [" a", " a", "b"]
-
-
-def test_ids_are_shown_where_there_is_no_tokenizer(inspected):
-    tokens = inspected([GOOD], tokenizer=None).shown[0]
-    assert tokens[0] == Token("2 ", token_id=2, position=0, weight=None, is_cut=False)
-    assert [token.text for token in tokens] == ["2 ", "3 ", "4 ", "1 "]
+    assert _texts([0, 0, 1, 99], PreTrainedTokenizerFast(tokenizer_object=words)) == [" a", " a", "b", "<99>"]
 
 
 def run(capsys, *arguments):
@@ -424,7 +378,7 @@ def test_the_command_on_text_rows_uses_the_models_tokenizer(saved_model, tmp_pat
         (("text.jsonl", "--dataset_streaming", "true"), "inspect reads all rows: set --dataset_streaming false"),
         (("ids.jsonl", "--html", "no/page.html"), "No such file or directory: 'no/page.html'"),
         (("ids.jsonl", "--assistant_only_loss", "true"), "the dataset is not conversational"),
-        (("ids.jsonl", "--max_lenght", "4"), "unknown argument 'max_lenght'; did you mean 'max_length'?"),
+        (("ids.jsonl", "--policy_weighting", "importance"), "needs a `ref_log_probs` column"),
     ],
 )
 def test_a_mistake_of_usage_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from online_sft import cli
 
@@ -26,6 +27,8 @@ def test_every_block_runs(saved_model, tmp_path, monkeypatch):
     """`make` lines are CI's own; `runs/quickstart/a_imitation` is the tiny model of the tests; two steps are enough."""
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     (tmp_path / "model").rename(tmp_path / "runs" / "quickstart" / "a_imitation")
+    demonstrations = [{"prompt": "1 + 1 =", "completion": f" Answer: {a}", "advantages": float(a == 2)} for a in (2, 3)]
+    Dataset.from_list(demonstrations).to_json(tmp_path / "runs" / "quickstart" / "demonstrations.jsonl")
     namespace: dict = {}
     for language, block in BLOCKS:
         if language == "python":
@@ -33,7 +36,10 @@ def test_every_block_runs(saved_model, tmp_path, monkeypatch):
         elif language == "bash":
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words and words[0] == "online-sft":
+                if words[:2] == ["online-sft", "inspect"]:
+                    with pytest.raises(SystemExit, match="1"):  # it finds the row of weight 0
+                        cli.main(words[1:])
+                elif words and words[0] == "online-sft":
                     steps = [] if words[1] == "env" else ["--max_steps", "2"]
                     cli.main([*words[1:], *steps])
                 else:

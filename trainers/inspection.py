@@ -3,17 +3,17 @@
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from online_sft.inspection import MASKS, Inspection, Row, Summary, findings_in, mistakes_in, refusals, tokens_of
+from online_sft.advantages import MASKS
+from online_sft.inspection import Inspection, Row, Summary, findings_in, mistakes_in, refusals, tokens_of
 from online_sft.weightings import Weighting
 from trainers.step_weights import loss_tokens
 from trainers.weighted_sft_config import WeightedSFTConfig
@@ -21,7 +21,7 @@ from trainers.weighted_sft_trainer import WeightedSFTTrainer
 
 __all__ = ["inspect_dataset"]
 
-# Fields of the config that change which tokens have which weight, beside max_length, packing and the weighting
+# Fields of the config that change which tokens have which weight, beside max_length and packing
 _DATA_FIELDS = (
     "advantage_clipping",
     "advantage_normalization",
@@ -29,13 +29,14 @@ _DATA_FIELDS = (
     "assistant_only_loss",
     "chat_template_path",
     "completion_only_loss",
-    "dataset_kwargs",
     "dataset_num_proc",
     "dataset_text_field",
     "eos_token",
     "policy_weighting",
     "target_ess",
     "use_advantage_weighting",
+    "weighting",
+    "weighting_kwargs",
 )
 
 
@@ -72,16 +73,19 @@ def inspect_dataset(
     )
 
 
-@dataclass
-class _Recorded:
-    """A weighting that remembers what it gave: the trainer drops the rows of weight 0 without saying which."""
+class _Trainer(WeightedSFTTrainer):
+    """Remembers what a weighting gave each row: those of weight 0 go, and nothing else says which they were."""
 
-    weighting: Weighting
-    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    weights_of_rows: Tensor | None = None
 
-    def __call__(self, rewards: Tensor, groups: Tensor, **parameters: float) -> Tensor:
-        self.weights = self.weighting(rewards, groups, **parameters)
-        return self.weights
+    def _weighting_for(self, dataset: Dataset | IterableDataset, dataset_name: str) -> Weighting:
+        weighting = super()._weighting_for(dataset, dataset_name)
+
+        def recorded(rewards: Tensor, groups: Tensor) -> Tensor:
+            self.weights_of_rows = weighting(rewards, groups)
+            return self.weights_of_rows
+
+        return recorded
 
 
 def _mistakes(
@@ -118,7 +122,8 @@ def _lengths_of_text(
     if not any(isinstance(value, list) for name in names for value in dataset[name]):
         return [(1,)] * len(dataset)
     unweighted = copy.copy(args)
-    unweighted.use_advantage_weighting, unweighted.policy_weighting, unweighted.target_ess = False, "none", None
+    unweighted.use_advantage_weighting, unweighted.policy_weighting = False, "none"
+    unweighted.weighting = unweighted.weighting_kwargs = unweighted.target_ess = None
     trainer = _trainer(dataset.remove_columns(names), unweighted, tokenizer)
     return [(len(labels), sum(label != -100 for label in labels)) for labels in trainer.train_dataset["labels"]]
 
@@ -126,27 +131,22 @@ def _lengths_of_text(
 def _rows(
     dataset: Dataset, numbers: list[int], args: WeightedSFTConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[Row]:
-    """The rows as the trainer prepares them, uncut, but with the weights that they have once they are cut."""
-    weighting = args.weighting_function()
-    recorded = None if weighting is None else _Recorded(weighting)
-    trainer = _trainer(dataset, args, tokenizer, recorded)
-    if recorded is not None:
-        numbers = [number for number, weight in zip(numbers, recorded.weights.tolist(), strict=True) if weight]
+    """The rows as the trainer prepares them.
+
+    Args:
+        numbers: of the rows of `dataset` in the file.
+    """
+    trainer = _trainer(dataset, args, tokenizer)
+    if trainer.weights_of_rows is not None:
+        numbers = [number for number, weight in zip(numbers, trainer.weights_of_rows, strict=True) if weight]
     prepared = list(trainer.train_dataset)
     nums_kept = [_num_kept(row["labels"], args) for row in prepared]
-    cut = [
-        {name: values[:num_kept] for name, values in row.items()}
-        for row, num_kept in zip(prepared, nums_kept, strict=True)
-        if num_kept
+    return [
+        Row(number, torch.tensor(row["input_ids"]), loss_tokens(torch.tensor([row["labels"]]))[0], weights, num_kept)
+        for number, row, weights, num_kept in zip(
+            numbers, prepared, _weights_once_cut(trainer, prepared, nums_kept), nums_kept, strict=True
+        )
     ]
-    weights_of_cut = iter(_weights(trainer, cut))
-    rows = []
-    for number, row, num_kept, weights in zip(numbers, prepared, nums_kept, _weights(trainer, prepared), strict=True):
-        kept = next(weights_of_cut) if num_kept else weights[:0]
-        labels = torch.tensor([row["labels"]])
-        tokens, all_weights = torch.tensor(row["input_ids"]), torch.cat([kept, weights[num_kept:]])
-        rows.append(Row(number, tokens, loss_tokens(labels)[0], all_weights, num_kept))
-    return rows
 
 
 def _num_kept(labels: Sequence[int], args: WeightedSFTConfig) -> int:
@@ -160,6 +160,18 @@ def _num_kept(labels: Sequence[int], args: WeightedSFTConfig) -> int:
     return len(kept) if args.packing or any(label != -100 for label in kept) else 0
 
 
+def _weights_once_cut(
+    trainer: WeightedSFTTrainer, rows: Sequence[Mapping[str, Any]], nums_kept: Sequence[int]
+) -> list[Tensor]:
+    """Of all tokens: those that are kept weigh what they do without the others, those that are cut what they did."""
+    weights = _weights(trainer, rows)
+    kept = [index for index, num_kept in enumerate(nums_kept) if num_kept]
+    cut = [{name: values[: nums_kept[index]] for name, values in rows[index].items()} for index in kept]
+    for index, weights_of_kept in zip(kept, _weights(trainer, cut), strict=True):
+        weights[index] = torch.cat([weights_of_kept, weights[index][nums_kept[index] :]])
+    return weights
+
+
 def _weights(trainer: WeightedSFTTrainer, rows: Sequence[Mapping[str, Any]]) -> list[Tensor]:
     """What multiplies each token's loss, normalised and clipped, as if all rows made up one optimizer step."""
     if not rows:
@@ -168,12 +180,7 @@ def _weights(trainer: WeightedSFTTrainer, rows: Sequence[Mapping[str, Any]]) -> 
     return [batch["advantages"][0] for batch in batches]
 
 
-def _trainer(
-    dataset: Dataset,
-    args: WeightedSFTConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
-    weighting: Weighting | None = None,
-) -> WeightedSFTTrainer:
+def _trainer(dataset: Dataset, args: WeightedSFTConfig, tokenizer: PreTrainedTokenizerBase | None) -> _Trainer:
     """A trainer of a model too small to matter, which neither cuts nor packs nor shuffles."""
     tokenizer = _tokenizer_without_words() if tokenizer is None else tokenizer
     model = Qwen2ForCausalLM(
@@ -196,7 +203,7 @@ def _trainer(
             max_length=None,
             **{name: getattr(args, name) for name in _DATA_FIELDS},
         )
-        return WeightedSFTTrainer(model, config, train_dataset=dataset, processing_class=tokenizer, weighting=weighting)
+        return _Trainer(model, config, train_dataset=dataset, processing_class=tokenizer)
 
 
 def _tokenizer_without_words() -> PreTrainedTokenizerBase:
@@ -206,14 +213,15 @@ def _tokenizer_without_words() -> PreTrainedTokenizerBase:
 
 
 def _texts(token_ids: list[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Of each token. One that begins a word begins with a space, which SentencePiece's decoder drops."""
-    if tokenizer is None:
-        return [f"{token_id} " for token_id in token_ids]
-    pieces, texts = tokenizer.convert_ids_to_tokens(token_ids), [tokenizer.decode([t]) for t in token_ids]
-    return [
-        f" {text}" if piece.startswith("\u2581") and not text.startswith(" ") else text
-        for piece, text in zip(pieces, texts, strict=True)
-    ]
+    return [f"{token_id} " if tokenizer is None else _text(token_id, tokenizer) for token_id in token_ids]
+
+
+def _text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """With the space before a word, which SentencePiece's decoder drops; the id where the vocabulary has no such."""
+    piece, text = tokenizer.convert_ids_to_tokens(token_id), tokenizer.decode([token_id])
+    if piece is None:
+        return f"<{token_id}>"
+    return f" {text}" if piece.startswith("\u2581") and not text.startswith(" ") else text
 
 
 def _notes(args: WeightedSFTConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

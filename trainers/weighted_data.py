@@ -16,7 +16,14 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from trl import pack_dataset
 
-from online_sft.advantages import group_id, message_weights, prompt_of, shifted_to_targets, token_advantages
+from online_sft.advantages import (
+    MASKS,
+    group_id,
+    message_weights,
+    prompt_of,
+    shifted_to_targets,
+    token_advantages,
+)
 from online_sft.weightings import Weighting
 from trainers.weighted_collator import TOKEN_COLUMNS
 from trainers.weighted_sft_config import WeightedSFTConfig
@@ -27,16 +34,13 @@ logger = get_logger(__name__)
 Data: TypeAlias = Dataset | IterableDataset
 Row: TypeAlias = dict[str, Any]
 
-# Columns of tokenised rows that say which tokens carry loss, 1 or 0. Where there are several, all must say so.
-_MASKS = ("loss_mask", "completion_mask", "assistant_masks")
-
 
 def labelled(dataset: Data, args: WeightedSFTConfig, dataset_name: str) -> Data:
     """Tokenised rows get labels from every mask they have (TRL never reads `loss_mask`), and `target` alignment."""
     columns = _columns(dataset)
     if "input_ids" not in columns:
         return dataset
-    masks = [] if "labels" in columns else [name for name in _MASKS if name in columns]
+    masks = [] if "labels" in columns else [name for name in MASKS if name in columns]
     if args.completion_only_loss is False:
         masks = [name for name in masks if name != "completion_mask"]
     label = partial(_label_row, dataset_name=dataset_name, masks=masks, from_source=args.align == "source")
@@ -114,16 +118,17 @@ def rewards_and_groups(dataset: Dataset, dataset_name: str) -> tuple[torch.Tenso
                 f"row {index} of the {dataset_name} dataset has reward {value}; a weighting needs a finite number in "
                 "every row: remove the rows that could not be graded"
             )
-    groups = [numbers[0] if numbers else -1 for numbers in dataset["groups"]]
-    return torch.tensor(dataset["reward"], dtype=torch.float64), torch.tensor(groups)
+    of_tokens = dataset.with_format("arrow")[:]["groups"]  # a million rows of a thousand tokens are no Python lists
+    firsts = pc.list_flatten(pc.list_slice(of_tokens, 0, 1, return_fixed_size_list=True)).fill_null(-1)
+    return torch.tensor(dataset["reward"][:], dtype=torch.float64), torch.tensor(firsts.to_pylist())
 
 
 def cut(dataset: Data, args: WeightedSFTConfig, dataset_name: str, *, packing: bool) -> Data:
     """TRL's truncation, packing and shuffling, for every column that has one number per token."""
     columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if name in _columns(dataset))]
     dataset = dataset.select_columns(columns)
-    if isinstance(dataset, Dataset):
-        _tell_what_is_cut(dataset, args, dataset_name, packing)
+    if isinstance(dataset, Dataset) and not (packing and args.packing_strategy != "bfd"):
+        _tell_what_is_cut(dataset, args, dataset_name)
     if packing:
         if args.max_length is None:
             raise ValueError("packing needs max_length, the length of a packed row; it is None")
@@ -134,7 +139,16 @@ def cut(dataset: Data, args: WeightedSFTConfig, dataset_name: str, *, packing: b
     elif args.max_length is not None:
         dataset = _map(dataset, partial(_cut_row, columns=columns, max_length=args.max_length), args, indices=False)
         with PartialState().main_process_first():
-            dataset = dataset.filter(_has_loss, **_workers(dataset, args))
+            kept = dataset.filter(_has_loss, **_workers(dataset, args))
+        if isinstance(kept, Dataset) and len(kept) < len(dataset):
+            logger.warning(
+                "%d of %d rows of the %s dataset have no loss token within max_length=%d and were dropped",
+                len(dataset) - len(kept),
+                len(dataset),
+                dataset_name,
+                args.max_length,
+            )
+        dataset = kept
     if args.shuffle_dataset:
         dataset = dataset.shuffle(seed=args.seed)
     return dataset
@@ -257,25 +271,14 @@ def _has_loss(row: Row) -> bool:
     return any(label != -100 for label in row["labels"])
 
 
-def _tell_what_is_cut(dataset: Dataset, args: WeightedSFTConfig, dataset_name: str, packing: bool) -> None:
+def _tell_what_is_cut(dataset: Dataset, args: WeightedSFTConfig, dataset_name: str) -> None:
     """Truncation takes weights with its tokens: say so, with numbers."""
-    if args.max_length is None or (packing and args.packing_strategy != "bfd"):
-        return
-    table = dataset.with_format("arrow")[:]
-    num_long = pc.sum(pc.greater(pc.list_value_length(table["input_ids"]), args.max_length)).as_py() or 0
-    empty = sum(not any(label != -100 for label in labels[: args.max_length]) for labels in dataset["labels"])
+    lengths = pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"])
+    num_long = args.max_length is not None and pc.sum(pc.greater(lengths, args.max_length)).as_py()
     if num_long:
         logger.warning(
             "%d of %d rows of the %s dataset are cut at max_length=%d, with their weights",
             num_long,
-            len(dataset),
-            dataset_name,
-            args.max_length,
-        )
-    if empty and not packing:
-        logger.warning(
-            "%d of %d rows of the %s dataset have no loss token within max_length=%d and were dropped",
-            empty,
             len(dataset),
             dataset_name,
             args.max_length,

@@ -101,6 +101,7 @@ class WeightedSFTTrainer(SFTTrainer):
         self.add_callback(running)
         self._step_weights = StepWeights(args, self.accelerator, running, self._tp_size)
         self._statistics: dict[str, WeightStatistics] = {}
+        self._warned = False
         self._objective = objective_of(args)
         self._add_lm_head()
 
@@ -319,13 +320,19 @@ class WeightedSFTTrainer(SFTTrainer):
             )
             metrics = everywhere.metrics()
             self._metrics[mode].update({name: [value] for name, value in metrics.items()})
-            chance = math.log(self.model.config.get_text_config().vocab_size)
-            if self.args.negative_log_prob_floor is None and metrics.get("negative_nll", 0.0) > 2 * chance:
-                logger.warning(
-                    "tokens of negative weight have reached %.1f nats on average, far beyond chance (%.1f): their loss "
-                    "has no lower bound; set negative_log_prob_floor=%.0f or lower the learning rate",
-                    metrics["negative_nll"],
-                    chance,
-                    -chance,
-                )
+            self._warn_of_divergence(metrics.get("negative_nll", 0.0))
         super().log(logs, start_time)
+
+    def _warn_of_divergence(self, negative_nll: float) -> None:
+        """Once per run, when negatively weighted tokens are far less likely than chance and nothing stops them."""
+        chance = math.log(self.model.config.get_text_config().vocab_size)
+        if self._warned or self.args.negative_log_prob_floor is not None or negative_nll < 2 * chance:
+            return
+        self._warned = True
+        logger.warning(
+            "tokens of negative weight have reached %.1f nats on average, far beyond chance (%.1f): their loss has no "
+            "lower bound; set negative_log_prob_floor=%.0f or lower the learning rate",
+            negative_nll,
+            chance,
+            -chance,
+        )
