@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format lint types mutants build clean
+.PHONY: help install quickstart test test-slow check format lint types mutants bench build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ types: $(INSTALLED) ## mypy
 
 mutants: $(INSTALLED) ## break the code on purpose, one line at a time; every break must fail a test
 	$(BIN)/python tests/mutants.py
+
+bench: $(INSTALLED) ## measure us beside TRL, about 8 minutes; see benchmarks/README.md
+	PYTHONPATH=. $(BIN)/python benchmarks/weighted_sft.py
 
 build: $(INSTALLED) ## wheel and source archive in dist/
 	$(BIN)/python -m build --outdir dist

@@ -153,6 +153,20 @@ def test_a_dataset_that_was_packed_already_is_not_packed_again(chat_tokenizer, c
     assert again == direct
 
 
+def test_prepared_rows_are_not_moved_to_their_targets_again(chat_tokenizer, cpu_args):
+    rows = Dataset.from_list([{"input_ids": [2, 3, 4, 5], "advantages": [3.0, -1.0, 2.0, 0.0]}])
+    args = WeightedSFTConfig(**cpu_args, align="source")
+    trainer = WeightedSFTTrainer(
+        build_model(chat_tokenizer, seed=0),
+        args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=chat_tokenizer,
+    )
+    direct, again = trainer.evaluate()["eval_loss"], trainer.evaluate(trainer.eval_dataset)["eval_loss"]
+    assert again == direct
+
+
 GRADED = [
     {"prompt": "1 + 1 =", "completion": "2", "reward": 1.0},
     {"prompt": "1 + 1 =", "completion": "3", "reward": 0.0},

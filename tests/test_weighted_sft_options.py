@@ -118,6 +118,16 @@ def test_global_statistics_run_over_all_steps_so_far_in_order(model, rows, train
         assert_close(logged(trainer, "loss")[step], expected, rtol=0, atol=1e-5)
 
 
+def test_groups_scattered_over_steps_are_told_of_once(rows, trained, caplog):
+    constant = [{**row, "advantages": float(index)} for index, row in enumerate(rows)]
+    options = {"advantage_normalization": "group", "per_device_train_batch_size": 2}
+    trained(constant, **options)
+    assert caplog.text.count("all advantages are equal") == 1
+    caplog.clear()
+    trained(constant, **{**options, "per_device_train_batch_size": 4}, train_sampling_strategy="sequential")
+    assert "all advantages are equal" not in caplog.text
+
+
 def test_clipping_follows_normalisation(model, rows, trained):
     weights = [[min(max(w, -0.5), 1.0) for w in of_row] for of_row in normalised(rows, MEMBERS["batch"])]
     expected = first_step_loss(model, rows, weights, num_loss_tokens(rows))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from trainers.weighted_sft_config import WeightedSFTConfig
 
 __all__ = ["StepWeights", "loss_tokens", "sequence_ids"]
 
+logger = get_logger(__name__)
 Batch = dict[str, Any]
 
 
@@ -50,6 +52,7 @@ class StepWeights:
         self._accelerator = accelerator
         self._running = running
         self._num_copies = num_copies
+        self._told = False
 
     def __call__(self, batches: list[Batch], *, update: bool) -> tuple[list[Batch], Tensor]:
         """The micro-batches of this rank with their advantages replaced, and D. Inputs are not changed.
@@ -75,6 +78,8 @@ class StepWeights:
 
     def _over_step_and_ranks(self, parts: list[dict[int, Moments]], update: bool) -> dict[int, Moments]:
         step = merge_moments(gather_object([merge_moments(parts)]))
+        if self._args.advantage_normalization == "group":
+            self._tell_of_lone_samples(step)
         if self._args.advantage_normalization != "global":
             return step
         seen = {0: self._running.moments}
@@ -83,6 +88,20 @@ class StepWeights:
         merged = merge_moments([seen, step])
         self._running.moments = merged[0]
         return merged
+
+    def _tell_of_lone_samples(self, groups: dict[int, Moments]) -> None:
+        """Once, when most groups have nothing to compare: shuffling scatters a prompt's samples over steps."""
+        num_equal = sum(moments.std == 0 for moments in groups.values())
+        if num_equal <= len(groups) / 2 or self._told:
+            return
+        self._told = True
+        logger.warning(
+            "in %d of %d groups of this step all advantages are equal, so that their weight is 0: "
+            "advantage_normalization='group' needs a prompt's samples in one step "
+            "(train_sampling_strategy='sequential' keeps the order of the data set)",
+            num_equal,
+            len(groups),
+        )
 
     def _denominator(self, batches: list[Batch], masks: list[Tensor]) -> Tensor:
         """Over ranks too, unless `average_tokens_across_devices` is off; 1 instead of 0, where the sum is 0 as well."""

@@ -88,6 +88,7 @@ class WeightedSFTTrainer(SFTTrainer):
             raise ValueError(f"two weightings: args.weighting={args.weighting!r} and the argument; drop one")
         self._weighting = weighting or args.weighting_function()
         self._target_ess = args.target_ess
+        self._prepared: list[Dataset | IterableDataset] = []
         super().__init__(model, args, *more, **options)
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
@@ -143,8 +144,8 @@ class WeightedSFTTrainer(SFTTrainer):
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         first = next(iter(dataset))
-        if "seq_lengths" in first and "advantages" in first:  # packed by us before
-            return dataset
+        if any(dataset is known for known in self._prepared) or {"seq_lengths", "advantages"} <= first.keys():
+            return dataset  # prepared before: `evaluate` may be given it again
         if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
             dataset = dataset.with_format(None)  # plain lists and numbers, whatever the user's own loop reads
         self._check_columns(first, args, dataset_name)
@@ -163,7 +164,8 @@ class WeightedSFTTrainer(SFTTrainer):
         )
         if self._weighting is not None:
             prepared = reweighted(prepared, dataset_name, self._weighting_for(prepared, dataset_name))
-        return cut(prepared, args, dataset_name, packing=packing)
+        self._prepared.append(cut(prepared, args, dataset_name, packing=packing))
+        return self._prepared[-1]
 
     def _check_columns(self, row: dict[str, Any], args: WeightedSFTConfig, dataset_name: str) -> None:
         messages = [m for name in ("messages", "conversations", "prompt", "completion") for m in row.get(name) or []]
@@ -230,41 +232,43 @@ class WeightedSFTTrainer(SFTTrainer):
         def score(**kwargs: Any) -> Any:
             if not kwargs.pop("fused_lm_head", False):  # the logits, for `compute_metrics`
                 return model(**kwargs)
-            outputs = self._score(model, kwargs, inputs)
+            outputs, weights = self._score(model, kwargs, inputs)
+            self._count(weights, outputs, inputs["labels"])
             outputs.log_probs = -outputs.nll / denominator  # TRL takes minus their sum
             return outputs
 
         model_inputs = {name: value for name, value in inputs.items() if name not in TOKEN_COLUMNS}
         return super().compute_loss(score, model_inputs, return_outputs, num_items_in_batch=1)
 
-    def _score(self, model: nn.Module, model_inputs: dict[str, Any], batch: dict[str, Any]) -> Any:
-        """The model's output with `nll`: minus the objective summed over the batch's tokens, in nats."""
+    def _score(self, model: nn.Module, model_inputs: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The model's output with `nll`, minus the objective summed over the batch in nats; and its tokens' weights."""
         advantages = batch["advantages"]
         if self._has_weighted_head:
-            outputs = model(**model_inputs, token_weights=advantages)
-            weights = advantages[:, 1:]
-        else:
-            labels = batch["labels"]
-            if self.args.policy_weighting != "importance":  # whose ratio is that of all of a sequence's tokens
-                labels = labels.masked_fill(advantages == 0, -100)
-            outputs = model(**{**model_inputs, "labels": labels}, fused_lm_head=True)
-            # Entry j of the log-probs is token j+1: drop the first weight. Prompt-learning adapters prepend virtual
-            # tokens instead, which get none. A negative pad crops.
-            offset = outputs.log_probs.size(1) - advantages.size(1)
-            weights = F.pad(advantages, (offset, 0))
-            if self.args.policy_weighting == "importance":
-                weights = weights * importance_weights(
-                    outputs.log_probs,
-                    F.pad(batch["ref_log_probs"], (offset, 0)),
-                    F.pad(loss_tokens(labels), (offset, 0)),
-                    F.pad(sequence_ids(batch), (offset, 0)),
-                    max_weight=self.args.importance_max,
-                )
-            outputs.nll = -self._objective(outputs.log_probs, weights).sum()
+            return model(**model_inputs, token_weights=advantages), advantages[:, 1:]
+        labels = batch["labels"]
+        if self.args.policy_weighting != "importance":  # whose ratio is that of all of a sequence's tokens
+            labels = labels.masked_fill(advantages == 0, -100)
+        outputs = model(**{**model_inputs, "labels": labels}, fused_lm_head=True)
+        # Entry j of the log-probs is token j+1: drop the first weight. Prompt-learning adapters prepend virtual
+        # tokens instead, which get none. A negative pad crops.
+        offset = outputs.log_probs.size(1) - advantages.size(1)
+        weights = F.pad(advantages, (offset, 0))
+        if self.args.policy_weighting == "importance":
+            weights = weights * importance_weights(
+                outputs.log_probs,
+                F.pad(batch["ref_log_probs"], (offset, 0)),
+                F.pad(loss_tokens(labels), (offset, 0)),
+                F.pad(sequence_ids(batch), (offset, 0)),
+                max_weight=self.args.importance_max,
+            )
+        outputs.nll = -self._objective(outputs.log_probs, weights).sum()
+        return outputs, weights
+
+    def _count(self, weights: Tensor, outputs: Any, labels: Tensor) -> None:
+        """Adds a micro-batch to the metrics of the next log entry."""
         mode = "train" if self.model.training else "eval"
-        step = WeightStatistics.of(weights, outputs.log_probs, outputs.label_mask, loss_tokens(batch["labels"]).sum())
+        step = WeightStatistics.of(weights, outputs.log_probs, outputs.label_mask, loss_tokens(labels).sum())
         self._statistics[mode] = self._statistics[mode] + step if mode in self._statistics else step
-        return outputs
 
     def compute_advantage_weighted_sft_loss(
         self,
@@ -308,7 +312,8 @@ class WeightedSFTTrainer(SFTTrainer):
         (batch,), denominator = self._weighed([self._prepare_inputs(batch)], update=False)
         model_inputs = {name: value for name, value in batch.items() if name not in TOKEN_COLUMNS}
         with self.compute_loss_context_manager():
-            return self._score(self.model, model_inputs, batch).nll / denominator
+            outputs, _ = self._score(self.model, model_inputs, batch)
+        return outputs.nll / denominator
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
