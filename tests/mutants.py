@@ -107,7 +107,7 @@ MUTANTS = [
     ("statistics of all ranks", WEIGHTED, 'self.accelerator.reduce(local.sums, reduction="sum")', "local.sums", "distributed"),
     ("the denominator", WEIGHTED, "-outputs.nll / denominator", "-outputs.nll / 7", IN_SFT),
     ("alignment with TRL's head", WEIGHTED, "weights = F.pad(advantages, (offset, 0))", "weights = F.pad(advantages, (0, offset))", IN_OPTIONS),
-    ("the ratio's sequences", WEIGHTED, "F.pad(sequence_ids(batch), (offset, 0))", "F.pad(sequence_ids(batch) * 0, (offset, 0))", IN_OPTIONS),
+    ("the ratio's sequences", WEIGHTED, "F.pad(sequence_ids(batch), (offset, 0))", "F.pad(0 * sequence_ids(batch), (offset, 0))", IN_OPTIONS),
     ("the published alignment", WEIGHTED, 'if self.args.align == "source":', "if False:", IN_SEEDS),
     ("the seed method's mask", WEIGHTED, "input_ids.masked_fill(~mask, -100)", "input_ids.masked_fill(mask & ~mask, -100)", IN_SEEDS),
     ("the alarm", WEIGHTED, "negative_nll < 2 * chance", "negative_nll < 2e9 * chance", IN_OPTIONS),

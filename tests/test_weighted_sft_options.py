@@ -345,6 +345,23 @@ def test_target_ess_finds_the_temperature(rows, make):
     assert_close(weights, exponential(graded, torch.zeros(16), temperature=temperature))
 
 
+def test_training_with_boltzmann_weights_ends_at_the_tilted_distribution(make):
+    """Eight one-token answers, each as often as under a uniform reference: the model learns exp(r / 0.7) / Z."""
+    rewards = torch.tensor([0.0, 1.0, -1.0, 0.3, 2.0, -0.5, 0.9, 0.1])
+    prompt = [2, 3, 4]
+    rows = [
+        {"input_ids": [*prompt, 5 + i], "labels": [-100] * 3 + [5 + i], "reward": reward}
+        for i, reward in enumerate(rewards.tolist())
+    ]
+    options = {"weighting": "boltzmann", "weighting_kwargs": {"temperature": 0.7}, "per_device_train_batch_size": 8}
+    trainer = make(rows, **options, max_steps=150, optim="adamw_torch", learning_rate=3e-3, lr_scheduler_type="linear")
+    trainer.train()
+    with torch.no_grad():
+        learned = trainer.model.eval()(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)[5:13]
+    target = (rewards / 0.7).log_softmax(0)
+    assert (target.exp() * (target - learned)).sum() < 1e-3
+
+
 # What lies outside our LM head goes through TRL's, and the user is told.
 
 
