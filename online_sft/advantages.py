@@ -14,7 +14,12 @@ MASKS = ("loss_mask", "completion_mask", "assistant_masks")
 
 
 def token_advantages(
-    advantages: Sequence[float] | float | None, labels: Sequence[int], *, row: str, from_text: bool = False
+    advantages: Sequence[float] | float | None,
+    labels: Sequence[int],
+    *,
+    row: str,
+    from_text: bool = False,
+    column: str = "advantages",
 ) -> list[float]:
     """One finite advantage per token: a list is checked, a number (one advantage per sequence) is repeated.
 
@@ -23,28 +28,36 @@ def token_advantages(
         labels: of its tokens, -100 where there is no loss.
         row: what to call the row in an error, for example "row 17 of the train dataset".
         from_text: the row was text, so a list may also hold one advantage per loss token, those of the completion say.
+        column: what to call them in an error.
 
     Raises:
-        ValueError: when the list has another length, or an advantage is missing or not finite.
+        ValueError: when the list has another length, or an advantage is missing, no number, or not finite.
     """
     num_tokens = len(labels)
     if isinstance(advantages, (int, float)):
         advantages = [advantages] * num_tokens
     num_loss_tokens = sum(label != -100 for label in labels)
-    if from_text and advantages is not None and len(advantages) == num_loss_tokens:
+    if from_text and isinstance(advantages, list) and len(advantages) == num_loss_tokens:
         given = iter(advantages)
         advantages = [0.0 if label == -100 else next(given) for label in labels]
-    if advantages is None or len(advantages) != num_tokens:
-        got = "no advantages" if advantages is None else f"{len(advantages)} advantages"
+    if not isinstance(advantages, list) or len(advantages) != num_tokens:
+        got = f"{len(advantages)} {column}" if isinstance(advantages, list) else f"{column} {advantages!r}"
         tokens = f"{num_tokens} tokens" + (f", of which {num_loss_tokens} carry loss" if from_text else "")
         raise ValueError(
             f"{row} has {got} for {tokens}; give one number per token (0.0 where a token carries no loss) "
             "or one number for the whole row"
         )
-    if None in advantages or not all(map(math.isfinite, advantages)):
-        position, value = next((t, a) for t, a in enumerate(advantages) if a is None or not math.isfinite(a))
-        raise ValueError(f"{row} has advantage {value} at token {position}; every advantage must be a finite number")
-    return [float(value) for value in advantages]
+    try:
+        if all(map(math.isfinite, advantages)):
+            return [float(value) for value in advantages]
+    except TypeError:  # None or a string
+        pass
+    position, value = next((t, a) for t, a in enumerate(advantages) if not _is_finite(a))
+    raise ValueError(f"{row} has {column} {value!r} at token {position}; every one must be a finite number")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def shifted_to_targets(values: Sequence[float], *, first: float) -> list[float]:
@@ -55,14 +68,10 @@ def shifted_to_targets(values: Sequence[float], *, first: float) -> list[float]:
     return [first, *values[:-1]]
 
 
-def message_weights(weights: Sequence[float | None], ends: Sequence[int]) -> list[float]:
-    """The weight of each token from those of the messages, None counting as 1; message i's tokens end at `ends[i]`."""
+def message_weights(weights: Sequence[float], ends: Sequence[int]) -> list[float]:
+    """The weight of each token from those of the messages; message i's tokens end at `ends[i]`."""
     starts = [0, *ends[:-1]]
-    return [
-        1.0 if weight is None else float(weight)
-        for weight, start, end in zip(weights, starts, ends, strict=True)
-        for _ in range(start, end)
-    ]
+    return [float(weight) for weight, start, end in zip(weights, starts, ends, strict=True) for _ in range(start, end)]
 
 
 def prompt_of(input_ids: Sequence[int], labels: Sequence[int]) -> list[int]:

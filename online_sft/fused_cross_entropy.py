@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor, Partial
 
 from online_sft.losses import weighted_log_probs
@@ -69,7 +70,8 @@ def weighted_linear_cross_entropy(
         transform: scale, soft-cap and temperature of the logits.
         objective: another function of (log_probs, weights), both [N], summed instead of their product, for example with
             a floor. Its derivative at the log-probs is the weight that the gradient sees.
-        chunk_size: tokens projected at a time. Memory is about 3 chunk_size V numbers, whatever the batch.
+        chunk_size: tokens projected at a time, in two buffers of chunk_size V numbers, whatever the batch. From forward
+            to backward the gradients are kept: V H numbers for the head, unless it is frozen, and H per scored token.
         with_metrics: entropy and top-1 too.
 
     Returns:
@@ -176,13 +178,14 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     finite = all_log_probs.clamp_(min=torch.finfo(wide).min)
                     entropy[chunk] = -torch.bmm(probs.unsqueeze(1), finite.unsqueeze(2)).flatten()
 
+                if not any(needs):
+                    total += objective(log_probs[chunk], weights[chunk].to(wide)).sum()
+                    continue
                 with torch.enable_grad():
                     scores = log_probs[chunk].clone().requires_grad_()
                     values = objective(scores, weights[chunk].to(wide))
-                    total += values.detach().sum()
                     (slope_of_nll,) = torch.autograd.grad(-values.sum(), scores)
-                if not any(needs):
-                    continue
+                total += values.detach().sum()
                 # d log p / d logits = onehot - probs; each row's factor goes to the small operand of the products
                 probs[rows, targets] -= 1
                 error = probs if slope is None else probs.mul_(slope)
@@ -200,6 +203,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return -total, log_probs, entropy, is_top1
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_nll: Tensor, *_: Any) -> tuple[Any, ...]:
         if ctx.grads is None:
             raise RuntimeError(

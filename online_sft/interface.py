@@ -85,7 +85,8 @@ class WeightedSFTInterface:
         log_probs = token_log_probs(
             logits, targets, temperature=self.config["temperature"], ignore_index=ignore_index
         ).masked_fill(~mask, 0.0)
-        weighted = -weighted_log_probs(log_probs, weights.to(log_probs.dtype) * mask)
+        weights = weights.masked_fill(~mask, 0.0)
+        weighted = -weighted_log_probs(log_probs, weights.to(log_probs.dtype))
         reductions = {
             "mean": weighted.sum() / mask.sum().clamp(min=1),
             "sum": weighted.sum(),

@@ -28,7 +28,7 @@ def dft(log_probs: Tensor, weights: Tensor) -> Tensor:
 
     Wu et al., On the Generalization of SFT (2025), https://arxiv.org/abs/2508.05629. Shapes as in `weighted_log_probs`.
     """
-    return weighted_log_probs(log_probs, weights * log_probs.detach().exp())
+    return weighted_log_probs(log_probs, weights * log_probs.exp())  # which takes its weights as constants
 
 
 def importance_weights(

@@ -15,23 +15,26 @@ _SUMS = ("tokens", "weights", "squares", "gradient", "negative_gradient", "score
 class WeightStatistics:
     """Sums over loss tokens, which add up over micro-batches, processes and steps.
 
-    `gradient` is sum |w| (1 - p), half the L1 norm of the gradient at the logits, w (softmax - onehot).
+    `gradient` is sum |slope| (1 - p), half the L1 norm of the gradient at the logits, slope (softmax - onehot).
     """
 
     sums: Tensor  # [9] float64, named by _SUMS
     largest: Tensor  # scalar float64, max |w|
 
     @classmethod
-    def of(cls, weights: Tensor, log_probs: Tensor, scored: Tensor, num_loss_tokens: Tensor) -> "WeightStatistics":
+    def of(
+        cls, weights: Tensor, slopes: Tensor, log_probs: Tensor, scored: Tensor, num_loss_tokens: Tensor
+    ) -> "WeightStatistics":
         """Of one micro-batch.
 
         Args:
             weights, log_probs: [...], of each token.
+            slopes: [...], what multiplies the gradient of each log-prob: the weight, unless a floor or DFT changes it.
             scored: [...] bool, tokens with loss and a weight; `log_probs` is known there only.
             num_loss_tokens: those of weight 0 included.
         """
         weights, log_probs = weights[scored].double(), log_probs.detach()[scored].double()
-        gradient = weights.abs() * -torch.expm1(log_probs)
+        gradient = slopes[scored].double().abs() * -torch.expm1(log_probs)
         negative = weights < 0
         sums = (
             num_loss_tokens,
@@ -51,12 +54,13 @@ class WeightStatistics:
         return WeightStatistics(self.sums + other.sums, torch.maximum(self.largest, other.largest))
 
     def metrics(self) -> dict[str, float]:
-        """`ess`: effective sample size (sum |w|)^2 / sum w^2 as a share of the loss tokens. `max_weight_share`: the
-        largest
-        |w| of their sum. `negative_gradient_share`: of the gradient's mass, what comes from negative weights. `nll`:
-        nats
-        per token with a weight, unweighted. `negative_nll`: the same where the weight is negative; it runs away when
-        unlearning diverges. A ratio without a denominator is left out.
+        """Ratios; one without a denominator is left out.
+
+        `ess`: effective sample size (sum |w|)^2 / sum w^2, as a share of the loss tokens.
+        `max_weight_share`: the largest |w| as a share of sum |w|.
+        `negative_gradient_share`: of the gradient's mass, what comes from negative weights.
+        `nll`: nats per token with a weight, unweighted.
+        `negative_nll`: the same where the weight is negative; it runs away when unlearning diverges.
         """
         s = dict(zip(_SUMS, self.sums.tolist(), strict=True))
         ratios = {

@@ -51,8 +51,8 @@ def rejection(rewards: Tensor, groups: Tensor, *, threshold: float = 0.0) -> Ten
 
 def top_k(rewards: Tensor, groups: Tensor, *, k: int = 1) -> Tensor:
     """1 for the k best samples of each prompt, the earlier of equals, else 0: RAFT (Dong et al., 2023)."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1 sample per prompt; got {k}")
+    if k < 1 or k != int(k):
+        raise ValueError(f"k must be a whole number of samples per prompt, at least 1; got {k}")
     by_reward = rewards.argsort(descending=True, stable=True)
     by_group = by_reward[groups[by_reward].argsort(stable=True)]  # groups together, the best of each first
     _, sizes = groups[by_group].unique_consecutive(return_counts=True)
@@ -107,8 +107,8 @@ def weighting_of(name: str, parameters: Mapping[str, Any] | None = None) -> Weig
     for parameter, value in parameters.items():
         if parameter not in known:
             raise ValueError(f"weighting {name!r} has no parameter {parameter!r}; it has {', '.join(known) or 'none'}")
-        if parameter == "temperature" and not value > 0:
-            raise ValueError(f"the temperature of weighting {name!r} must be positive; got {value}")
+        if not isinstance(value, (int, float)) or (parameter != "threshold" and not value > 0):
+            raise ValueError(f"the {parameter} of weighting {name!r} must be a positive number; got {value!r}")
     return partial(WEIGHTINGS[name], **parameters)
 
 
@@ -124,7 +124,10 @@ def effective_sample_size(weights: Tensor) -> float:
 
 
 def fit_temperature(weighting: Weighting, rewards: Tensor, groups: Tensor, *, target_ess: float) -> float:
-    """The temperature at which the effective sample size is `target_ess` of all rows, by bisection of its logarithm.
+    """The highest temperature at which the effective sample size is `target_ess` of all rows.
+
+    Searched on a grid of its logarithm, from hot to cold, then by bisection: where weights are cut, as in
+    `advantage_exponential`, the sample size does not fall all the way.
 
     Args:
         weighting: one with a `temperature`: exponential, advantage_exponential or boltzmann.
@@ -138,11 +141,14 @@ def fit_temperature(weighting: Weighting, rewards: Tensor, groups: Tensor, *, ta
         return effective_sample_size(weighting(rewards, groups, temperature=math.exp(log_temperature))) / len(rewards)
 
     spread = float((rewards.max() - rewards.min()).item()) or 1.0
-    cold, hot = math.log(spread * 1e-4), math.log(spread * 1e4)
-    if not share(cold) <= target_ess <= share(hot):
+    grid = [math.log(spread) + math.log(10) * exponent / 8 for exponent in range(32, -33, -1)]  # spread 1e4 to 1e-4
+    shares = [share(x) for x in grid]
+    brackets = ((grid[i + 1], grid[i]) for i in range(len(grid) - 1) if shares[i + 1] <= target_ess <= shares[i])
+    cold, hot = next(brackets, (math.nan, math.nan))
+    if math.isnan(hot):
         raise ValueError(
             f"no temperature gives an effective sample size of {target_ess:g} of the rows: with these rewards it lies "
-            f"between {share(cold):.3g} and {share(hot):.3g}; choose target_ess in there"
+            f"between {min(shares):.3g} and {max(shares):.3g}; choose target_ess in there"
         )
     for _ in range(60):
         middle = (cold + hot) / 2

@@ -23,10 +23,12 @@ def test_text_may_have_one_advantage_per_loss_token():
         ([1.0], False, "row 3 has 1 advantages for 4 tokens; give one number per token"),
         ([1.0], True, "row 3 has 1 advantages for 4 tokens, of which 2 carry loss"),
         ([1.0, 2.0], False, "row 3 has 2 advantages for 4 tokens"),
-        (None, False, "row 3 has no advantages for 4 tokens"),
-        ([1.0, None, 1.0, 1.0], False, "row 3 has advantage None at token 1"),
-        ([1.0, 1.0, float("nan"), 1.0], False, "row 3 has advantage nan at token 2"),
-        (float("inf"), False, "row 3 has advantage inf at token 0"),
+        (None, False, "row 3 has advantages None for 4 tokens"),
+        ("1.0", False, "row 3 has advantages '1.0' for 4 tokens"),
+        ([1.0, None, 1.0, 1.0], False, "row 3 has advantages None at token 1"),
+        ([1.0, "x", 1.0, 1.0], False, "row 3 has advantages 'x' at token 1"),
+        ([1.0, 1.0, float("nan"), 1.0], False, "row 3 has advantages nan at token 2"),
+        (float("inf"), False, "row 3 has advantages inf at token 0"),
     ],
 )
 def test_what_cannot_be_used_is_named(advantages, from_text, message):
@@ -38,8 +40,8 @@ def test_source_alignment_moves_right_by_one():
     assert shifted_to_targets([1.0, 2.0, 3.0], first=0.0) == [0.0, 1.0, 2.0]
 
 
-def test_message_weights_cover_their_tokens_and_none_is_one():
-    assert message_weights([0.0, None, -2.0], [2, 3, 6]) == [0.0, 0.0, 1.0, -2.0, -2.0, -2.0]
+def test_message_weights_cover_their_tokens():
+    assert message_weights([0.0, 1.0, -2.0], [2, 3, 6]) == [0.0, 0.0, 1.0, -2.0, -2.0, -2.0]
 
 
 def test_the_prompt_ends_where_the_loss_begins():

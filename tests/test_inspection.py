@@ -124,7 +124,7 @@ def test_masks_are_checked_like_labels(inspected, column):
 
 
 def test_columns_that_the_trainer_does_not_read_are_not_checked(inspected):
-    unread = {"loss_mask": [7], "reward": None}
+    unread = {"reward": None}
     assert found(inspected([{**GOOD, **unread}])) == {}
     assert found(inspected([{**GOOD, "advantages": float("nan")}], use_advantage_weighting=False)) == {}
     masked = {"input_ids": [2, 3, EOS], "completion_mask": [7], "advantages": 1.0}

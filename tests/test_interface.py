@@ -117,6 +117,15 @@ def test_an_empty_mask_is_a_zero_that_backpropagates(batch):
     assert torch.equal(batch["logits"].grad, torch.zeros_like(batch["logits"]))
 
 
+def test_what_stands_under_the_mask_does_not_matter(batch):
+    odd = batch["advantages"].masked_fill(batch["loss_masks"] == 0, float("nan"))
+    for name in ("none", "batch", "sequence"):
+        losses = [
+            loss({**batch, "advantages": a}, advantage_normalization=name)["loss"] for a in (odd, batch["advantages"])
+        ]
+        assert torch.equal(*losses)
+
+
 def test_atropos_masks_are_named_instead_of_misread(batch):
     atropos = batch["tokens"].masked_fill(batch["loss_masks"] == 0, -100)
     with pytest.raises(ValueError, match=r"got -100\. Atropos' `masks` hold -100 or the token: pass `masks != -100`"):

@@ -12,7 +12,7 @@ SCORED = WEIGHTS != 0
 
 
 def statistics(rows):
-    return WeightStatistics.of(WEIGHTS[rows], LOG_PROBS[rows], SCORED[rows], torch.tensor(3 * len(rows)))
+    return WeightStatistics.of(WEIGHTS[rows], WEIGHTS[rows], LOG_PROBS[rows], SCORED[rows], torch.tensor(3 * len(rows)))
 
 
 def test_metrics_of_two_rows():
@@ -39,23 +39,30 @@ def test_gradient_mass_is_half_the_l1_norm_of_the_gradient_at_the_logits():
     log_probs = logits.log_softmax(-1)[labels, labels]
     (weights * log_probs).sum().backward()
     norms = logits.grad.abs().sum(-1) / 2
-    got = WeightStatistics.of(weights, log_probs, torch.ones(5, dtype=torch.bool), torch.tensor(5)).metrics()
+    got = WeightStatistics.of(weights, weights, log_probs, torch.ones(5, dtype=torch.bool), torch.tensor(5)).metrics()
     assert_close(got["negative_gradient_share"], (norms[weights < 0].sum() / norms.sum()).item())
 
 
 def test_equal_weights_have_the_full_sample_size():
     ones = torch.ones(1, 4)
-    got = WeightStatistics.of(ones, -ones, ones.bool(), torch.tensor(4)).metrics()
+    got = WeightStatistics.of(ones, ones, -ones, ones.bool(), torch.tensor(4)).metrics()
     assert got["ess"] == 1.0
     assert got["negative_gradient_share"] == 0.0
     assert "negative_nll" not in got
 
 
 def test_nothing_to_train_on_reports_nothing():
-    nothing = WeightStatistics.of(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2).bool(), torch.tensor(0))
+    nothing = WeightStatistics.of(*[torch.zeros(1, 2)] * 3, torch.zeros(1, 2).bool(), torch.tensor(0))
     assert nothing.metrics() == {}
 
 
 def test_tokens_that_were_not_scored_do_not_count():
-    padded = [F.pad(x, (0, 3)) for x in (WEIGHTS, LOG_PROBS, SCORED)]
+    padded = [F.pad(x, (0, 3)) for x in (WEIGHTS, WEIGHTS, LOG_PROBS, SCORED)]
     assert WeightStatistics.of(*padded, torch.tensor(6)).metrics() == statistics([0, 1]).metrics()
+
+
+def test_the_gradient_mass_is_that_of_the_slopes():
+    slopes = torch.tensor([[2.0, 0.0, 0.0], [1.0, 4.0, 0.0]])  # the negative token lies below a floor
+    got = WeightStatistics.of(WEIGHTS, slopes, LOG_PROBS, SCORED, torch.tensor(6)).metrics()
+    assert got["negative_gradient_share"] == 0.0
+    assert got["ess"] == statistics([0, 1]).metrics()["ess"]

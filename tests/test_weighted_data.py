@@ -1,6 +1,8 @@
 """The forms in which weights may come, and what is left of them after TRL's preparation."""
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 
 from online_sft import WeightedSFTConfig, WeightedSFTTrainer
@@ -153,6 +155,69 @@ def test_evaluating_a_dataset_that_is_prepared_already_does_not_prepare_it_again
     assert again == direct != 0.0
 
 
+def test_a_part_of_a_prepared_dataset_is_prepared_too_and_the_users_own_is_not_marked(chat_tokenizer, cpu_args):
+    rows = Dataset.from_list([{"input_ids": [2, 3, 4, 5 + i], "advantages": [3.0, -1.0, 2.0, 0.0]} for i in range(4)])
+    args = WeightedSFTConfig(**cpu_args, align="source")
+    model = build_model(chat_tokenizer, seed=0)
+    trainer = WeightedSFTTrainer(model, args, train_dataset=rows, processing_class=chat_tokenizer)
+    raw, prepared = rows.select([1, 2]), trainer.train_dataset.select([1, 2])
+    assert trainer.evaluate(prepared)["eval_loss"] == trainer.evaluate(raw)["eval_loss"]
+    again = WeightedSFTTrainer(model, args, train_dataset=rows, processing_class=chat_tokenizer)
+    assert again.train_dataset[0]["advantages"] == [0.0, 3.0, -1.0, 2.0]
+
+
+def test_a_stream_may_yield_arrays_tensors_and_numpys_numbers(prepared):
+    plain = {"input_ids": [2, 3, 4, 5], "advantages": [1.0, 2.0, 3.0, 9.0], "loss_mask": [0, 1, 1, 0]}
+    arrays = {name: np.array(values) for name, values in plain.items()}
+    tensors = {name: torch.tensor(values) for name, values in plain.items()}
+    expected = prepared([plain], align="source")
+    for rows in ([arrays], [tensors]):
+        (row,) = prepared(rows, stream=True, align="source")
+        assert {name: list(row[name]) for name in expected[0]} == expected[0]
+    (row,) = prepared([{"input_ids": [2, 3], "advantages": np.float32(2.5)}], stream=True)
+    assert row["advantages"] == [2.5, 2.5]
+
+
+def test_whole_numbers_and_fractions_mix(prepared):
+    """Message weights make fractions of whole numbers, late in a table whose column holds integers."""
+    rows = [{"messages": CONVERSATION[:1], "advantages": 3}] * 1500
+    half = [{**CONVERSATION[0], "weight": 0.5}]
+    assert prepared([*rows, {"messages": half, "advantages": 3}])[-1]["advantages"] == [1.5] * 4
+
+
+def test_a_later_row_of_a_stream_without_advantages_is_named(prepared):
+    rows = [{"input_ids": [2, 3], "advantages": 2.0}, {"input_ids": [4, 5]}]
+    with pytest.raises(ValueError, match="row 1 of the train dataset has no `advantages`, and earlier rows have"):
+        prepared(rows, stream=True)
+
+
+def test_labels_and_masks_apply_together(prepared):
+    (row,) = prepared([{"input_ids": [2, 3, 4], "labels": [2, 3, -100], "loss_mask": [0, 1, 1], "advantages": 1.0}])
+    assert row["labels"] == [-100, 3, -100]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"labels": [2, -1, 4]}, {}, "row 0 .* has the label -1; a token without loss has the label -100"),
+        ({"ref_log_probs": -5.0}, {}, "row 0 .* has ref_log_probs -5.0; give a list, one per token"),
+        ({"ref_log_probs": [-5.0]}, {}, "row 0 .* has 1 ref_log_probs for 3 tokens"),
+    ],
+)
+def test_tokenised_rows_that_would_be_misread_are_named(prepared, row, options, message):
+    with pytest.raises(ValueError, match=message):
+        prepared([{"input_ids": [2, 3, 4], "advantages": 1.0, **row}], **options)
+
+
+def test_an_empty_dataset_is_named(chat_tokenizer, cpu_args):
+    rows = Dataset.from_list([{"input_ids": [2, 3], "advantages": 1.0}])
+    model, args = build_model(chat_tokenizer, seed=0), WeightedSFTConfig(**cpu_args)
+    with pytest.raises(ValueError, match="the eval dataset is empty"):
+        WeightedSFTTrainer(
+            model, args, train_dataset=rows, eval_dataset={"eval": rows.select([])}, processing_class=chat_tokenizer
+        )
+
+
 GRADED = [
     {"prompt": "1 + 1 =", "completion": "2", "reward": 1.0},
     {"prompt": "1 + 1 =", "completion": "3", "reward": 0.0},
@@ -187,6 +252,14 @@ def test_a_weighting_of_ones_own_sees_rewards_and_groups(prepared):
     assert [row["advantages"][0] for row in rows] == [1.5, 1.0, 1.25, 0.5]
 
 
+def test_rows_of_weight_zero_stay_where_a_normalisation_compares_them(prepared, caplog):
+    binary = [{**row, "reward": float(row["reward"] > 0)} for row in GRADED]
+    assert len(prepared(binary, weighting=lambda rewards, groups: rewards)) == 2
+    assert "gives 2 of 4 rows of the train dataset weight 0; they are left out" in caplog.text
+    kept = prepared(binary, weighting=lambda rewards, groups: rewards, advantage_normalization="group")
+    assert [row["advantages"][0] for row in kept] == [1.0, 0.0, 1.0, 0.0]
+
+
 def test_a_group_column_takes_the_place_of_the_prompt(prepared):
     groups = {}
     rows = [{**row, "group": name} for row, name in zip(GRADED, ["a", "b", "a", "b"], strict=True)]
@@ -200,6 +273,8 @@ def test_a_group_column_takes_the_place_of_the_prompt(prepared):
         ([{**GRADED[0], "advantages": 1.0}], {}, "a weighting makes weights from a `reward` column, instead of"),
         ([{"prompt": "1", "completion": "2"}], {}, "makes weights from a `reward` column.* has prompt, completion"),
         ([{**GRADED[0], "reward": float("nan")}], {}, "row 0 of the train dataset has reward nan"),
+        ([{**GRADED[0], "reward": "1.0"}], {}, "row 0 of the train dataset has reward '1.0'"),
+        ([{**GRADED[0], "group": "a"}, {**GRADED[1], "group": None}], {}, "row 1 .* has group None"),
         (GRADED, {"stream": True}, "compares the rewards of the whole train dataset, which is a stream"),
         ([{"input_ids": [2, 3], "reward": 1.0}], {}, "row 0 .* has no prompt: .*; add a `group` column"),
     ],

@@ -15,8 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from online_sft.losses import weighted_log_probs, weighted_nll_from_logits
-from trainers.weighted_lm_head import add_weighted_lm_head
+from online_sft.losses import weighted_nll_from_logits
+from trainers.weighted_lm_head import TokenWeighting, add_weighted_lm_head
 
 SMALL = {
     "vocab_size": 37,
@@ -61,8 +61,9 @@ def test_loss_and_every_gradient_are_those_of_the_models_own_logits(name, temper
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    add_weighted_lm_head(model, temperature=temperature, objective=weighted_log_probs, chunk_size=5)
-    outputs = model(input_ids=tokens, labels=labels, token_weights=weights)
+    add_weighted_lm_head(model)
+    weighting = TokenWeighting(weights, temperature=temperature, chunk_size=5)
+    outputs = model(input_ids=tokens, labels=labels, token_weighting=weighting)
     (outputs.nll / 7.0).backward()
     assert_close(outputs.nll / 7.0, dense)
     for n, p in model.named_parameters():
@@ -81,5 +82,5 @@ def test_generation_is_the_models_own():
     model = AutoModelForCausalLM.from_config(MODELS["qwen3"]).eval()
     prompt = torch.tensor([[5, 6, 7]])
     before = model.generate(prompt, max_new_tokens=5, do_sample=False)
-    add_weighted_lm_head(model, temperature=1.0, objective=weighted_log_probs, chunk_size=5)
+    add_weighted_lm_head(model)
     assert torch.equal(model.generate(prompt, max_new_tokens=5, do_sample=False), before)

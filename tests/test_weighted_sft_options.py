@@ -1,7 +1,9 @@
 """WeightedSFTTrainer's options, in training: numbers against loops written out here."""
 
+import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,7 +149,7 @@ def test_denominators(model, rows, trained, name):
             rows,
             model=_copy(model),
             loss_denominator=name,
-            loss_denominator_value=0.25,
+            **({"loss_denominator_value": 0.25} if name == "constant" else {}),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
             max_steps=1,
@@ -280,8 +282,10 @@ def test_evaluation_normalises_its_batch_and_leaves_the_running_statistics(model
 @pytest.mark.parametrize("denominator", ["tokens", "constant"])
 def test_evaluation_divides_by_all_loss_tokens_though_some_have_weight_zero(model, rows, make, denominator):
     rows = [{**row, "advantages": [a if t % 2 else 0.0 for t, a in enumerate(row["advantages"])]} for row in rows]
-    count = num_loss_tokens(rows) if denominator == "tokens" else 0.5
-    trainer = make(rows, loss_denominator=denominator, loss_denominator_value=0.5, per_device_eval_batch_size=16)
+    count, options = {"tokens": (num_loss_tokens(rows), {}), "constant": (0.5, {"loss_denominator_value": 0.5})}[
+        denominator
+    ]
+    trainer = make(rows, loss_denominator=denominator, per_device_eval_batch_size=16, **options)
     expected = first_step_loss(model, rows, [row["advantages"] for row in rows], count)
     assert_close(trainer.evaluate()["eval_loss"], expected, rtol=1e-5, atol=1e-5)
 
@@ -365,6 +369,14 @@ def test_training_with_boltzmann_weights_ends_at_the_tilted_distribution(make):
 # What lies outside our LM head goes through TRL's, and the user is told.
 
 
+def tiny_mixture(tokenizer):
+    return Qwen2MoeConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        shared_expert_intermediate_size=16, num_attention_heads=2, num_key_value_heads=2, num_experts=4,
+        num_experts_per_tok=2, router_aux_loss_coef=0.1, eos_token_id=1, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+
+
 def test_prompt_tuning_goes_through_trls_head(model, rows, trained, caplog):
     ones = [{**row, "advantages": 1.0} for row in rows]
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
@@ -375,13 +387,8 @@ def test_prompt_tuning_goes_through_trls_head(model, rows, trained, caplog):
 
 
 def test_a_mixture_of_experts_goes_through_trls_head(tokenizer, rows, trained, caplog, cpu_args):
-    config = Qwen2MoeConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
-        shared_expert_intermediate_size=16, num_attention_heads=2, num_key_value_heads=2, num_experts=4,
-        num_experts_per_tok=2, router_aux_loss_coef=0.1, eos_token_id=1, pad_token_id=0, bos_token_id=None,
-    )  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2MoeForCausalLM(config)
+    model = Qwen2MoeForCausalLM(tiny_mixture(tokenizer))
     ones = [{**row, "advantages": 1.0} for row in rows]
     ours = trained(ones, model=_copy(model), seed=1)
     assert "load-balancing" in caplog.text
@@ -390,6 +397,50 @@ def test_a_mixture_of_experts_goes_through_trls_head(tokenizer, rows, trained, c
     theirs.train()
     for key in ("loss", "grad_norm", "aux_loss"):
         assert_close(logged(ours, key), logged(theirs, key), rtol=0, atol=1e-6)
+
+
+def test_the_balancing_loss_in_evaluation_is_trls(tokenizer, rows, make, cpu_args):
+    """TRL divides it by the accumulation steps in training only."""
+    torch.manual_seed(0)
+    model = Qwen2MoeForCausalLM(tiny_mixture(tokenizer))
+    ones = [{**row, "advantages": 1.0} for row in rows]
+    options = {"gradient_accumulation_steps": 4, "max_steps": 1, "per_device_eval_batch_size": 16}
+    ours = make(ones, model=_copy(model), **options)
+    args = SFTConfig(**{**cpu_args, **SGD, "per_device_train_batch_size": 4, **options})
+    data = Dataset.from_list(rows)
+    theirs = SFTTrainer(_copy(model), args, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
+    for trainer in (ours, theirs):
+        trainer.train()
+    assert_close(ours.evaluate()["eval_loss"], theirs.evaluate()["eval_loss"], rtol=0, atol=1e-5)
+
+
+def test_two_trainers_of_one_model_keep_their_own_options(model, rows, make):
+    first = make(rows, per_device_eval_batch_size=16)
+    alone = first.evaluate()["eval_loss"]
+    make(rows, per_device_eval_batch_size=16, temperature=3.0, policy_weighting="dft")
+    assert first.evaluate()["eval_loss"] == alone
+
+
+def test_a_step_that_is_given_up_does_not_count_in_the_running_statistics(rows, make):
+    trainer = make(rows, advantage_normalization="global")
+    batches = [trainer.data_collator(list(trainer.train_dataset)[:4])]
+    trainer.get_batch_samples(iter(batches), 1, torch.device("cpu"))  # and no on_step_end
+    trainer.train()
+    moments = trainer.state.stateful_callbacks["RunningAdvantages"]["attributes"]["moments"]
+    assert trainer._step_weights._running.moments.count == num_loss_tokens(rows)
+    assert moments[0] in (0.0, num_loss_tokens(rows))  # written with checkpoints
+
+
+def test_a_checkpoint_without_running_statistics_can_be_resumed(model, rows, make):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    make(rows, model=_copy(model), **options).train()
+    path = Path("out/checkpoint-2/trainer_state.json")
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["RunningAdvantages"]
+    path.write_text(json.dumps(state))
+    resumed = make(rows, model=_copy(model), **options)
+    resumed.train(resume_from_checkpoint="out/checkpoint-2")
+    assert len(logged(resumed, "loss")) == 4
 
 
 def test_lora_leaves_the_head_frozen_and_has_the_loss_of_trls_path(model, rows, trained):
@@ -416,8 +467,27 @@ def test_lora_leaves_the_head_frozen_and_has_the_loss_of_trls_path(model, rows, 
         ({"weighting": "uniform", "use_advantage_weighting": False}, "with use_advantage_weighting=False; drop one"),
         ({"policy_weighting": "dft", "negative_log_prob_floor": -5.0}, "drop the floor"),
         (
+            {"use_advantage_weighting": False, "advantage_normalization": "batch"},
+            "advantage_normalization='batch' with use_advantage_weighting=False",
+        ),
+        ({"advantage_clipping": 1.0}, r"advantage_clipping must be \[min, max\]; got 1.0"),
+        (
+            {"loss_denominator_value": 2.0},
+            "loss_denominator_value=2.0 has no effect without loss_denominator='constant'",
+        ),
+        ({"importance_max": 2.0}, "importance_max=2.0 has no effect without policy_weighting='importance'"),
+        ({"eval_packing": True}, "eval_packing without packing lets packed documents attend to each other"),
+        (
+            {"eval_packing": True, "packing": True, "packing_strategy": "bfd_split", "policy_weighting": "importance"},
+            "packing_strategy='bfd_split' cuts sequences to pieces",
+        ),
+        (
+            {"weighting": "advantage_exponential", "weighting_kwargs": {"max_weight": -1.0}},
+            "the max_weight of weighting 'advantage_exponential' must be a positive number; got -1.0",
+        ),
+        (
             {"packing": True, "packing_strategy": "wrapped", "loss_denominator": "sequences"},
-            "packing_strategy='wrapped' forgets where sequences end, which loss_denominator='sequences' needs",
+            "packing_strategy='wrapped' cuts sequences to pieces, and loss_denominator='sequences' needs them whole",
         ),
     ],
 )
@@ -429,5 +499,5 @@ def test_what_cannot_work_is_refused_before_a_model_loads(cpu_args, options, mes
 def test_two_weightings_are_refused(model, rows, tokenizer, cpu_args):
     args = WeightedSFTConfig(**cpu_args, weighting="uniform")
     data = Dataset.from_list(rows)
-    with pytest.raises(ValueError, match="two weightings"):
+    with pytest.raises(ValueError, match=r"beside args\.weighting='uniform'"):
         WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, weighting=exponential)

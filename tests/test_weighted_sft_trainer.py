@@ -246,8 +246,8 @@ def test_lora_trains_the_adapter_from_the_same_loss(model, tokenizer, ragged_row
             {"input_ids": [2, 3], "advantages": 1.0, "loss_mask": [1]},
             "row 0 of the train dataset has 1 entries in `loss_mask` for 2 tokens",
         ),
-        ({"input_ids": [2, 3], "advantages": [1.0, float("nan")]}, "row 0 .* has advantage nan at token 1"),
-        ({"input_ids": [2, 3], "advantages": float("inf")}, "row 0 .* has advantage inf at token 0"),
+        ({"input_ids": [2, 3], "advantages": [1.0, float("nan")]}, "row 0 .* has advantages nan at token 1"),
+        ({"input_ids": [2, 3], "advantages": float("inf")}, "row 0 .* has advantages inf at token 0"),
         (
             {"prompt": "1 + 1 =", "completion": " 2", "advantages": [1.0]},
             r"row 0 of the train dataset has 1 advantages for \d+ tokens, of which \d carry loss",

@@ -78,6 +78,18 @@ def test_the_temperature_that_is_found_gives_the_sample_size_asked_for(name, tar
     assert_close(effective_sample_size(weights) / 400, target, rtol=1e-6, atol=0)
 
 
+def test_a_sample_size_that_only_temperatures_in_between_have_is_found():
+    """Where AWR cuts its weights the sample size rises again as it gets colder."""
+    rewards, groups = torch.tensor([0.0, 1.0] * 20, dtype=torch.float64), torch.arange(40) // 2
+    rewards[:4] = torch.tensor([0.0, 30.0, 0.0, 40.0])
+    awr = WEIGHTINGS["advantage_exponential"]
+    shares = [effective_sample_size(awr(rewards, groups, temperature=t)) / 40 for t in (1e-3, 0.1, 0.3, 30.0)]
+    target = (min(shares) + shares[-1]) / 2
+    assert min(shares) < shares[0]
+    found = awr(rewards, groups, temperature=fit_temperature(awr, rewards, groups, target_ess=target))
+    assert_close(effective_sample_size(found) / 40, target, rtol=1e-6, atol=0)
+
+
 def test_a_sample_size_out_of_reach_is_refused_with_what_is_within():
     half_are_best = torch.tensor([0.0, 1.0] * 10)
     with pytest.raises(ValueError, match=r"effective sample size of 0.2 of the rows.* between 0.5 and 1; choose"):
@@ -90,7 +102,7 @@ def test_a_sample_size_out_of_reach_is_refused_with_what_is_within():
         ("raft", None, "weighting must be one of advantage_exponential, .*; got 'raft'"),
         ("boltzmann", {"beta": 1.0}, "'boltzmann' has no parameter 'beta'; it has temperature"),
         ("uniform", {"k": 1}, "'uniform' has no parameter 'k'; it has none"),
-        ("boltzmann", {"temperature": 0.0}, "temperature of weighting 'boltzmann' must be positive; got 0"),
+        ("boltzmann", {"temperature": 0.0}, "temperature of weighting 'boltzmann' must be a positive number; got 0"),
     ],
 )
 def test_unknown_names_and_parameters_are_named(name, parameters, message):
@@ -99,7 +111,7 @@ def test_unknown_names_and_parameters_are_named(name, parameters, message):
 
 
 def test_k_of_zero_is_refused():
-    with pytest.raises(ValueError, match="k must be at least 1 sample per prompt; got 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of samples per prompt, at least 1; got 0"):
         top_k(REWARDS, GROUPS, k=0)
 
 

@@ -105,11 +105,11 @@ def _mistakes(
 
 
 def _columns_read(dataset: Dataset, args: WeightedSFTConfig) -> list[str]:
-    """Columns of numbers that the trainer reads: of tokenised rows the labels, else the masks; then weights."""
+    """Columns of numbers that the trainer reads: of tokenised rows labels and masks; then weights."""
     read = {"ref_log_probs"}
     if "input_ids" in dataset.column_names:
         masks = {name for name in MASKS if name != "completion_mask" or args.completion_only_loss is not False}
-        read |= {"labels"} if "labels" in dataset.column_names else masks
+        read |= {"labels"} | masks
     if args.use_advantage_weighting:
         read.add("advantages" if args.weighting is None else "reward")
     return [name for name in dataset.column_names if name in read]

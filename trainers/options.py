@@ -56,7 +56,8 @@ class WeightedSFTOptions:
     Args:
         use_advantage_weighting: False is plain SFT: every weight is 1 and no `advantages` column is needed.
         advantage_normalization: which loss tokens of the optimizer step share a z-score; "global" is running statistics
-            over all steps so far, saved with checkpoints. `online_sft/normalisation.py`.
+            over all steps so far, saved with checkpoints. In evaluation each batch counts as a step, so that its size
+            matters. `online_sft/normalisation.py`.
         advantage_clipping: [min, max] of the advantages, after normalisation.
         align: "target": `advantages[t]` and `loss_mask[t]` belong to token t. "source" (verl): to the position t that
             predicts token t+1. Tokenised rows only; `labels` are targets always.

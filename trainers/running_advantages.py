@@ -12,10 +12,13 @@ __all__ = ["RunningAdvantages"]
 
 
 class RunningAdvantages(TrainerCallback, ExportableState):
-    """Moments of the advantages of all steps so far. Python floats, so JSON brings them back to the bit."""
+    """Moments of the advantages of all finished steps. Python floats, so JSON brings them back to the bit.
+
+    `step`: those with the step in progress, which may yet be given up (`auto_find_batch_size`).
+    """
 
     def __init__(self) -> None:
-        self.moments = Moments()
+        self.moments = self.step = Moments()
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"moments": list(astuple(self.moments))}}
@@ -24,4 +27,9 @@ class RunningAdvantages(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """On a resume `state` is the checkpoint's, otherwise it holds what `state()` has just returned."""
-        self.moments = Moments(*state.stateful_callbacks[type(self).__name__]["attributes"]["moments"])
+        # a checkpoint of SFTTrainer has none, and Trainer saves only what was there
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.moments = self.step = Moments(*saved["attributes"]["moments"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.moments = self.step

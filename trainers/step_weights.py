@@ -31,6 +31,7 @@ def sequence_ids(batch: Batch) -> Tensor:
     """[B, T] int64: the row, or, in a row of several sequences, the sequence that starts where the position is 0."""
     if "position_ids" in batch:
         starts = batch["position_ids"] == 0
+        starts[:, 0] = True
         return starts.flatten().cumsum(0).view(starts.shape)
     labels = batch["labels"]
     return torch.arange(len(labels), device=labels.device).unsqueeze(1).expand(labels.shape)
@@ -86,7 +87,7 @@ class StepWeights:
         if not update:
             return seen if self._running.moments.count else step
         merged = merge_moments([seen, step])
-        self._running.moments = merged[0]
+        self._running.step = merged[0]
         return merged
 
     def _tell_of_lone_samples(self, groups: dict[int, Moments]) -> None:

@@ -4,6 +4,9 @@
 tokens and labels only.
 """
 
+import copy
+import json
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
@@ -13,7 +16,8 @@ import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
+from jinja2 import TemplateError
 from trl import pack_dataset
 
 from online_sft.advantages import (
@@ -28,21 +32,32 @@ from online_sft.weightings import Weighting
 from trainers.weighted_collator import TOKEN_COLUMNS
 from trainers.weighted_sft_config import WeightedSFTConfig
 
-__all__ = ["cut", "labelled", "rendered", "rewards_and_groups", "reweighted", "weighted"]
+__all__ = ["cut", "is_prepared", "labelled", "rendered", "rewards_and_groups", "reweighted", "weighted"]
 
 logger = get_logger(__name__)
+
+# What `cut` writes into a data set's description, which its parts and orders keep
+_PREPARED = "online-sft: one weight per token"
+
 Data: TypeAlias = Dataset | IterableDataset
 Row: TypeAlias = dict[str, Any]
 
 
+def is_prepared(dataset: Data) -> bool:
+    """Whether `cut` made this data set, or the one that it is a part or an order of; or TRL's packing did."""
+    return dataset.info.description == _PREPARED or "seq_lengths" in _columns(dataset)
+
+
 def labelled(dataset: Data, args: WeightedSFTConfig, dataset_name: str) -> Data:
     """Tokenised rows get labels from every mask they have (TRL never reads `loss_mask`), and `target` alignment."""
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset.map(_plain_row)
     columns = _columns(dataset)
-    if "input_ids" not in columns:
-        return dataset
-    masks = [] if "labels" in columns else [name for name in MASKS if name in columns]
+    masks = [name for name in MASKS if name in columns]
     if args.completion_only_loss is False:
         masks = [name for name in masks if name != "completion_mask"]
+    if "input_ids" not in columns or not (masks or args.align == "source"):
+        return dataset
     label = partial(_label_row, dataset_name=dataset_name, masks=masks, from_source=args.align == "source")
     return _map(dataset, label, args)
 
@@ -53,6 +68,7 @@ def weighted(
     dataset_name: str,
     *,
     from_text: bool,
+    needs_weights: bool,
     with_groups: bool,
     render: Callable[[list[Row], Row], list[int]],
 ) -> Data:
@@ -61,6 +77,7 @@ def weighted(
 
     Args:
         from_text: TRL has just tokenised the rows.
+        needs_weights: every row must have some; no weighting will make them.
         with_groups: number the prompts, in a column `groups`.
         render: token ids of a conversation's first messages, given them and the row.
     """
@@ -68,27 +85,37 @@ def weighted(
         _weigh_row,
         dataset_name=dataset_name,
         use_weights=args.use_advantage_weighting,
+        needs_weights=needs_weights,
         from_text=from_text,
         from_source=args.align == "source",
         with_groups=with_groups,
         render=render,
     )
-    return _map(dataset, weigh, args)
+    # else `datasets` would write fractions into a column of whole numbers
+    numbers, ids = List(Value("float64")), List(Value("int64"))
+    made = {"advantages": numbers, "ref_log_probs": numbers} | ({"groups": ids} if with_groups else {})
+    made = {name: kind for name, kind in made.items() if name != "ref_log_probs" or name in _columns(dataset)}
+    features = Features({**dataset.features, **made}) if isinstance(dataset, Dataset) else None
+    return _map(dataset, weigh, args, features=features)
 
 
 def rendered(messages: list[Row], row: Row, *, tokenizer: Any, chat_template: str | None) -> list[int]:
     """The token ids of a conversation's first messages."""
+    tools = row.get("tools")
     return tokenizer.apply_chat_template(
         messages,
-        tools=row.get("tools"),
+        tools=json.loads(tools) if isinstance(tools, str) else tools,
         chat_template=chat_template,
         return_dict=True,
         **row.get("chat_template_kwargs") or {},
     )["input_ids"]
 
 
-def reweighted(dataset: Data, dataset_name: str, weighting: Weighting) -> Dataset:
-    """Multiplies the advantages by the weighting of the rows' rewards; rows of weight 0 go, and are counted."""
+def reweighted(dataset: Data, args: WeightedSFTConfig, dataset_name: str, weighting: Weighting) -> Dataset:
+    """Multiplies the advantages by the weighting of the rows' rewards.
+
+    Rows of weight 0 go, and are counted, unless a normalisation still compares them with the others.
+    """
     if not isinstance(dataset, Dataset):
         raise ValueError(
             f"a weighting compares the rewards of the whole {dataset_name} dataset, which is a stream; load it as a "
@@ -103,8 +130,15 @@ def reweighted(dataset: Data, dataset_name: str, weighting: Weighting) -> Datase
     kept = weights.nonzero().flatten().tolist()
     if not kept:
         raise ValueError(f"the weighting gives every row of the {dataset_name} dataset weight 0")
+    if args.advantage_normalization != "none":
+        kept = list(range(len(dataset)))
     if len(kept) < len(dataset):
-        logger.info("the weighting keeps %d of %d rows of the %s dataset", len(kept), len(dataset), dataset_name)
+        logger.warning(
+            "the weighting gives %d of %d rows of the %s dataset weight 0; they are left out",
+            len(dataset) - len(kept),
+            len(dataset),
+            dataset_name,
+        )
     scales = weights[kept].tolist()
     with PartialState().main_process_first():
         return dataset.select(kept).map(partial(_scale_row, scales=scales), with_indices=True)
@@ -112,20 +146,23 @@ def reweighted(dataset: Data, dataset_name: str, weighting: Weighting) -> Datase
 
 def rewards_and_groups(dataset: Dataset, dataset_name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The `reward` of each row, float64, and the number of its group."""
-    for index, value in enumerate(dataset["reward"]):
-        if not isinstance(value, (int, float)) or not torch.isfinite(torch.tensor(value)):
+    rewards = dataset["reward"][:]
+    for index, value in enumerate(rewards):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(
-                f"row {index} of the {dataset_name} dataset has reward {value}; a weighting needs a finite number in "
+                f"row {index} of the {dataset_name} dataset has reward {value!r}; a weighting needs a finite number in "
                 "every row: remove the rows that could not be graded"
             )
     of_tokens = dataset.with_format("arrow")[:]["groups"]  # a million rows of a thousand tokens are no Python lists
     firsts = pc.list_flatten(pc.list_slice(of_tokens, 0, 1, return_fixed_size_list=True)).fill_null(-1)
-    return torch.tensor(dataset["reward"][:], dtype=torch.float64), torch.tensor(firsts.to_pylist())
+    return torch.tensor(rewards, dtype=torch.float64), torch.tensor(firsts.to_pylist())
 
 
 def cut(dataset: Data, args: WeightedSFTConfig, dataset_name: str, *, packing: bool) -> Data:
     """TRL's truncation, packing and shuffling, for every column that has one number per token."""
-    columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if name in _columns(dataset))]
+    unused = () if args.advantage_normalization == "group" else ("groups",)  # a weighting is done with them
+    present = [name for name in _columns(dataset) if name not in unused]
+    columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if name in present)]
     dataset = dataset.select_columns(columns)
     if isinstance(dataset, Dataset) and not (packing and args.packing_strategy != "bfd"):
         _tell_what_is_cut(dataset, args, dataset_name)
@@ -151,6 +188,9 @@ def cut(dataset: Data, args: WeightedSFTConfig, dataset_name: str, *, packing: b
         dataset = kept
     if args.shuffle_dataset:
         dataset = dataset.shuffle(seed=args.seed)
+    dataset = copy.copy(dataset)
+    dataset._info = dataset.info.copy()
+    dataset.info.description = _PREPARED
     return dataset
 
 
@@ -162,15 +202,29 @@ def _workers(dataset: Data, args: WeightedSFTConfig) -> dict[str, Any]:
     return {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
 
 
-def _map(dataset: Data, function: Callable[..., Row], args: WeightedSFTConfig, *, indices: bool = True) -> Data:
+def _map(
+    dataset: Data,
+    function: Callable[..., Row],
+    args: WeightedSFTConfig,
+    *,
+    indices: bool = True,
+    features: Features | None = None,
+) -> Data:
     with PartialState().main_process_first():  # not every process at once: the first one writes the cache
-        return dataset.map(function, with_indices=indices, **_workers(dataset, args))
+        return dataset.map(function, with_indices=indices, features=features, **_workers(dataset, args))
+
+
+def _plain_row(row: Row) -> Row:
+    """A stream may yield arrays, tensors and NumPy's numbers; from here on there are lists and Python's."""
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
 
 
 def _label_row(row: Row, index: int, *, dataset_name: str, masks: list[str], from_source: bool) -> Row:
     name, tokens = f"row {index} of the {dataset_name} dataset", row["input_ids"]
     bits = {mask: row[mask] for mask in masks}
     for mask, values in bits.items():
+        if values is None:
+            raise ValueError(f"{name} has no `{mask}`, and other rows have")
         if len(values) != len(tokens):
             raise ValueError(f"{name} has {len(values)} entries in `{mask}` for {len(tokens)} tokens")
         odd = next((value for value in values if value not in (0, 1)), None)
@@ -180,14 +234,16 @@ def _label_row(row: Row, index: int, *, dataset_name: str, masks: list[str], fro
                 "-100 or the token: they are `labels`)"
             )
     changed: Row = {}
+    if "labels" in row:
+        bits["labels"] = [label != -100 for label in row["labels"]]
     if from_source:
         bits = {
             mask: shifted_to_targets(values, first=0) if mask == "loss_mask" else values
             for mask, values in bits.items()
         }
-        for column, first in (("advantages", 0.0), ("ref_log_probs", 0.0)):
+        for column in ("advantages", "ref_log_probs"):
             if isinstance(row.get(column), list):
-                changed[column] = shifted_to_targets(row[column], first=first)
+                changed[column] = shifted_to_targets(row[column], first=0.0)
     if masks:
         kept = zip(*bits.values(), strict=True)
         changed["labels"] = [token if all(flags) else -100 for token, flags in zip(tokens, kept, strict=True)]
@@ -200,28 +256,41 @@ def _weigh_row(
     *,
     dataset_name: str,
     use_weights: bool,
+    needs_weights: bool,
     from_text: bool,
     from_source: bool,
     with_groups: bool,
     render: Callable[[list[Row], Row], list[int]],
 ) -> Row:
     name, tokens, labels = f"row {index} of the {dataset_name} dataset", row["input_ids"], row["labels"]
-    if len(labels) != len(tokens):
-        raise ValueError(f"{name} has {len(labels)} labels for {len(tokens)} tokens")
+    if labels is None or len(labels) != len(tokens):
+        raise ValueError(f"{name} has {'no' if labels is None else len(labels)} labels for {len(tokens)} tokens")
+    unknown = [label for label in set(labels) if label < 0 and label != -100]
+    if unknown:
+        raise ValueError(f"{name} has the label {unknown[0]}; a token without loss has the label -100")
+    lists = [column for column in ("advantages", "ref_log_probs") if isinstance(row.get(column), list)]
+    if from_text and from_source and lists:
+        raise ValueError(f"{name} is text with a list of {lists[0]}, and align='source' is for tokenised rows")
     given = row["advantages"] if use_weights and "advantages" in row else 1.0
-    if from_text and from_source and isinstance(given, list):
-        raise ValueError(f"{name} is text with a list of advantages, and align='source' is for tokenised rows")
     advantages = token_advantages(given, labels, row=name, from_text=from_text)
     messages = _messages(row) if use_weights and from_text else []
     weights = [message.get("weight") for message in messages]
+    if needs_weights and "advantages" not in row and not messages:
+        raise ValueError(f"{name} has no `advantages`, and earlier rows have")
     if any(weight is not None for weight in weights):
         of_tokens = message_weights(*_runs(messages, weights, row, render, name))
         advantages = [a * w for a, w in zip(advantages, token_advantages(of_tokens, labels, row=name), strict=True)]
     weighed: Row = {"advantages": advantages}
     if "ref_log_probs" in row:
-        weighed["ref_log_probs"] = token_advantages(row["ref_log_probs"], labels, row=f"`ref_log_probs`: {name}")
+        if not isinstance(row["ref_log_probs"], list):
+            raise ValueError(f"{name} has ref_log_probs {row['ref_log_probs']!r}; give a list, one per token")
+        weighed["ref_log_probs"] = token_advantages(
+            row["ref_log_probs"], labels, row=name, from_text=from_text, column="ref_log_probs"
+        )
     if with_groups:
         prompt = prompt_of(tokens, labels)
+        if row.get("group", "") is None:
+            raise ValueError(f"{name} has group None, and other rows have one; name every row's group")
         if "group" not in row and not prompt:
             raise ValueError(
                 f"{name} has no prompt: its first token carries loss already, so it cannot be grouped with the other "
@@ -247,13 +316,22 @@ def _runs(
     """Runs of messages of one weight, and where each run's tokens end. Only where the weight changes is rendered."""
     runs = [(weight, len(list(run))) for weight, run in groupby(1.0 if w is None else w for w in weights)]
     ends, num_messages = [], 0
+    way_out = (
+        "; set chat_template_path to a template that only appends (as TRL's *_training.jinja do), or tokenise the rows "
+        "yourself, with one advantage per token"
+    )
     for _, length in runs[:-1]:
         num_messages += length
-        prefix = render(messages[:num_messages], row)
+        try:
+            prefix = render(messages[:num_messages], row)
+        except TemplateError as error:  # some templates insist on a user's message
+            raise ValueError(
+                f"{name}: the chat template cannot render the first {num_messages}: {error}{way_out}"
+            ) from error
         if row["input_ids"][: len(prefix)] != prefix:
             raise ValueError(
                 f"{name}: the chat template renders the first {num_messages} messages differently when more follow, so "
-                "it cannot be told which tokens are whose; tokenise the rows yourself, with one advantage per token"
+                f"it cannot be told which tokens are whose{way_out}"
             )
         ends.append(len(prefix))
     return [weight for weight, _ in runs], [*ends, len(row["input_ids"])]

@@ -14,7 +14,17 @@ from online_sft.losses import weighted_log_probs
 from online_sft.objectives import dft, floored
 from trainers.weighted_sft_config import WeightedSFTConfig
 
-__all__ = ["WeightedLMOutput", "add_weighted_lm_head", "logit_transform", "objective_of"]
+__all__ = ["TokenWeighting", "WeightedLMOutput", "add_weighted_lm_head", "logit_transform", "objective_of"]
+
+
+@dataclass(frozen=True)
+class TokenWeighting:
+    """What one call asks of the head. Not a bare tensor argument: FSDP's mixed precision would round the weights."""
+
+    weights: Tensor  # [B, T], aligned with the tokens
+    objective: Objective = weighted_log_probs
+    temperature: float = 1.0
+    chunk_size: int = 256
 
 
 @dataclass
@@ -24,19 +34,18 @@ class WeightedLMOutput(FusedCausalLMOutput):
     nll: Tensor | None = None  # scalar, nats: minus the objective summed over tokens with a label and a weight
 
 
-def add_weighted_lm_head(model: PreTrainedModel, *, temperature: float, objective: Objective, chunk_size: int) -> None:
-    """Patches `model`: `model(..., labels=labels, token_weights=weights)` returns a `WeightedLMOutput`, never logits.
+def add_weighted_lm_head(model: PreTrainedModel) -> None:
+    """Patches `model`: `model(..., labels=labels, token_weighting=...)` returns a `WeightedLMOutput`, never logits.
 
-    `labels`, `token_weights`: [B, T], aligned with the tokens; the shift happens here. Without `token_weights` the
-    forward is the one that was there, TRL's fused head included. Works under PEFT (LoRA), DDP, FSDP and ZeRO-3, because
-    backbone and head are looked up on each call, within the model's own forward.
+    `labels`: [B, T], aligned with the tokens; the shift happens here. Without `token_weighting` the forward is the one
+    that was there, TRL's fused head included. Works under PEFT (LoRA), DDP, FSDP and ZeRO-3, because backbone and head
+    are looked up on each call, within the model's own forward.
     """
     original_forward = model.forward
-    transform = logit_transform(model.config.get_text_config(), temperature)
 
     @wraps(type(model).forward)
-    def forward(self: Any, *args: Any, token_weights: Tensor | None = None, **kwargs: Any) -> Any:
-        if token_weights is None:
+    def forward(self: Any, *args: Any, token_weighting: TokenWeighting | None = None, **kwargs: Any) -> Any:
+        if token_weighting is None:
             return original_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
@@ -47,11 +56,11 @@ def add_weighted_lm_head(model: PreTrainedModel, *, temperature: float, objectiv
                 hidden,
                 head.weight,
                 labels.to(hidden.device),
-                token_weights[:, 1:].to(hidden.device),
+                token_weighting.weights[:, 1:].to(hidden.device),
                 head_bias=head.bias,
-                transform=transform,
-                objective=objective,
-                chunk_size=chunk_size,
+                transform=logit_transform(self.config.get_text_config(), token_weighting.temperature),
+                objective=token_weighting.objective,
+                chunk_size=token_weighting.chunk_size,
                 with_metrics=True,
             )
         return WeightedLMOutput(

@@ -67,8 +67,10 @@ class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         bounds = self.advantage_clipping
-        if bounds is not None and not (len(bounds) == 2 and bounds[0] <= bounds[1]):
-            raise ValueError(f"advantage_clipping must be [min, max]; got {list(bounds)}")
+        if bounds is not None and not (
+            isinstance(bounds, (list, tuple)) and len(bounds) == 2 and bounds[0] <= bounds[1]
+        ):
+            raise ValueError(f"advantage_clipping must be [min, max]; got {bounds}")
         if self.negative_log_prob_floor is not None and not self.negative_log_prob_floor < 0:
             raise ValueError(f"negative_log_prob_floor must be below 0 nats; got {self.negative_log_prob_floor}")
         if self.target_ess is not None and not 0 < self.target_ess < 1:
@@ -87,21 +89,38 @@ class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
             self.weighting_function()
         elif self.weighting_kwargs:
             raise ValueError(f"weighting_kwargs={self.weighting_kwargs} without a weighting")
-        if self.weighting is not None and not self.use_advantage_weighting:
-            raise ValueError(f"weighting={self.weighting!r} with use_advantage_weighting=False; drop one")
+        self._check_what_has_no_effect()
         if self.target_ess is not None:
             self._check_target_ess()
         if self.policy_weighting == "dft" and self.negative_log_prob_floor is not None:
             raise ValueError("dft multiplies by the probability, which bounds negative weights: drop the floor")
+        if self.eval_packing and not self.packing and not self.padding_free:
+            raise ValueError("eval_packing without packing lets packed documents attend to each other; set packing too")
         per_sequence = {
-            "advantage_normalization": ("sequence", "group"),
+            "advantage_normalization": ("sequence",),
             "loss_denominator": ("sequences",),
             "policy_weighting": ("importance",),
         }
-        if self.packing and self.packing_strategy == "wrapped":
+        if (self.packing or self.eval_packing) and self.packing_strategy != "bfd":
             for name, values in per_sequence.items():
                 if getattr(self, name) in values:
                     raise ValueError(
-                        f"packing_strategy='wrapped' forgets where sequences end, which {name}={getattr(self, name)!r} "
-                        "needs; use 'bfd' or 'bfd_split'"
+                        f"packing_strategy={self.packing_strategy!r} cuts sequences to pieces, and "
+                        f"{name}={getattr(self, name)!r} needs them whole; use 'bfd'"
                     )
+
+    def _check_what_has_no_effect(self) -> None:
+        without_weights = ("weighting", "advantage_clipping", "advantage_normalization")
+        if not self.use_advantage_weighting:
+            for name in without_weights:
+                if getattr(self, name) not in (None, "none"):
+                    raise ValueError(f"{name}={getattr(self, name)!r} with use_advantage_weighting=False; drop one")
+        needed = {
+            "loss_denominator_value": ("loss_denominator", "constant"),
+            "importance_max": ("policy_weighting", "importance"),
+            "lm_head_chunk_size": ("lm_head", "weighted"),
+        }
+        for name, (option, value) in needed.items():
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default and getattr(self, option) != value:
+                raise ValueError(f"{name}={getattr(self, name)} has no effect without {option}={value!r}")

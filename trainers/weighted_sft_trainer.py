@@ -24,8 +24,8 @@ from trainers.arguments import config_or_default
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
-from trainers.weighted_data import cut, labelled, rendered, rewards_and_groups, reweighted, weighted
-from trainers.weighted_lm_head import add_weighted_lm_head, objective_of
+from trainers.weighted_data import cut, is_prepared, labelled, rendered, rewards_and_groups, reweighted, weighted
+from trainers.weighted_lm_head import TokenWeighting, add_weighted_lm_head, objective_of
 from trainers.weighted_sft_config import WeightedSFTConfig
 
 __all__ = ["WeightedSFTTrainer"]
@@ -82,14 +82,16 @@ class WeightedSFTTrainer(SFTTrainer):
         **options: Any,
     ) -> None:
         args = config_or_default(args, WeightedSFTConfig, model)
-        if options.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func would replace the weighted loss; subclass compute_loss instead")
-        if weighting is not None and args.weighting is not None:
-            raise ValueError(f"two weightings: args.weighting={args.weighting!r} and the argument; drop one")
+        if weighting is not None and (args.weighting is not None or not args.use_advantage_weighting):
+            raise ValueError(
+                f"the argument `weighting` beside args.weighting={args.weighting!r} and "
+                f"use_advantage_weighting={args.use_advantage_weighting}; drop one"
+            )
         self._weighting = weighting or args.weighting_function()
         self._target_ess = args.target_ess
-        self._prepared: list[Dataset | IterableDataset] = []
         super().__init__(model, args, *more, **options)
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would replace the weighted loss; subclass compute_loss instead")
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
             raise ValueError("context and sequence parallelism would lose the weights; set cp_size=1 and sp_size=1")
@@ -100,6 +102,10 @@ class WeightedSFTTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # our loss is divided by the whole step's D, whatever the model takes
         running = RunningAdvantages()
         self.add_callback(running)
+        # D counts all ranks, whose gradients are averaged and not summed
+        self._num_averaged = (
+            self.accelerator.num_processes // self._tp_size if args.average_tokens_across_devices else 1
+        )
         self._step_weights = StepWeights(args, self.accelerator, running, self._tp_size)
         self._statistics: dict[str, WeightStatistics] = {}
         self._warned = False
@@ -121,13 +127,7 @@ class WeightedSFTTrainer(SFTTrainer):
         reason = next((reason for reason, holds in outside.items() if holds), None)
         self._has_weighted_head = reason is None
         if reason is None:
-            add_weighted_lm_head(
-                base_model,
-                temperature=self.args.temperature,
-                objective=self._objective,
-                chunk_size=self.args.lm_head_chunk_size,
-            )
-            return
+            return add_weighted_lm_head(base_model)
         logger.warning("TRL's fused LM head is used, which recomputes the logits in the backward pass: %s", reason)
         if self.args.temperature != 1.0:  # TRL's trainer has added one of temperature 1
             add_fused_lm_head(
@@ -143,10 +143,12 @@ class WeightedSFTTrainer(SFTTrainer):
         formatting_func: Callable[[dict[str, Any]], str] | None,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        first = next(iter(dataset))
-        if any(dataset is known for known in self._prepared) or {"seq_lengths", "advantages"} <= first.keys():
-            return dataset  # prepared before: `evaluate` may be given it again
-        if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"the {dataset_name} dataset is empty")
+        if is_prepared(dataset):  # `evaluate` may be given it again, or a part of it
+            return dataset
+        if isinstance(dataset, IterableDataset) or dataset.format["type"] != "custom":
             dataset = dataset.with_format(None)  # plain lists and numbers, whatever the user's own loop reads
         self._check_columns(first, args, dataset_name)
         dataset = labelled(dataset, args, dataset_name)
@@ -159,13 +161,13 @@ class WeightedSFTTrainer(SFTTrainer):
             args,
             dataset_name,
             from_text="input_ids" not in first,
+            needs_weights=args.use_advantage_weighting and self._weighting is None,
             with_groups=self._weighting is not None or args.advantage_normalization == "group",
             render=partial(rendered, tokenizer=processing_class, chat_template=self.chat_template),
         )
         if self._weighting is not None:
-            prepared = reweighted(prepared, dataset_name, self._weighting_for(prepared, dataset_name))
-        self._prepared.append(cut(prepared, args, dataset_name, packing=packing))
-        return self._prepared[-1]
+            prepared = reweighted(prepared, args, dataset_name, self._weighting_for(prepared, dataset_name))
+        return cut(prepared, args, dataset_name, packing=packing)
 
     def _check_columns(self, row: dict[str, Any], args: WeightedSFTConfig, dataset_name: str) -> None:
         messages = [m for name in ("messages", "conversations", "prompt", "completion") for m in row.get(name) or []]
@@ -225,8 +227,8 @@ class WeightedSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        denominator = num_items_in_batch
-        if denominator is None:  # evaluation, or a call from outside the training loop: this batch is the whole step
+        denominator, is_whole_step = num_items_in_batch, num_items_in_batch is None
+        if is_whole_step:  # evaluation, or a call from outside the training loop
             (inputs,), denominator = self._weighed([inputs], update=False)
 
         def score(**kwargs: Any) -> Any:
@@ -234,17 +236,21 @@ class WeightedSFTTrainer(SFTTrainer):
                 return model(**kwargs)
             outputs, weights = self._score(model, kwargs, inputs)
             self._count(weights, outputs, inputs["labels"])
-            outputs.log_probs = -outputs.nll / denominator  # TRL takes minus their sum
+            # TRL takes minus their sum. Of a whole step it divides by the labels, and does not undo DDP's average.
+            outputs.log_probs = -outputs.nll / denominator
+            if is_whole_step:
+                outputs.log_probs = outputs.log_probs * outputs.label_mask.sum().clamp(min=1) * self._num_averaged
             return outputs
 
         model_inputs = {name: value for name, value in inputs.items() if name not in TOKEN_COLUMNS}
-        return super().compute_loss(score, model_inputs, return_outputs, num_items_in_batch=1)
+        return super().compute_loss(score, model_inputs, return_outputs, None if is_whole_step else 1)
 
     def _score(self, model: nn.Module, model_inputs: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, Tensor]:
         """The model's output with `nll`, minus the objective summed over the batch in nats; and its tokens' weights."""
         advantages = batch["advantages"]
         if self._has_weighted_head:
-            return model(**model_inputs, token_weights=advantages), advantages[:, 1:]
+            weighting = TokenWeighting(advantages, self._objective, self.args.temperature, self.args.lm_head_chunk_size)
+            return model(**model_inputs, token_weighting=weighting), advantages[:, 1:]
         labels = batch["labels"]
         if self.args.policy_weighting != "importance":  # whose ratio is that of all of a sequence's tokens
             labels = labels.masked_fill(advantages == 0, -100)
@@ -267,7 +273,11 @@ class WeightedSFTTrainer(SFTTrainer):
     def _count(self, weights: Tensor, outputs: Any, labels: Tensor) -> None:
         """Adds a micro-batch to the metrics of the next log entry."""
         mode = "train" if self.model.training else "eval"
-        step = WeightStatistics.of(weights, outputs.log_probs, outputs.label_mask, loss_tokens(labels).sum())
+        scored = outputs.label_mask & (weights != 0)
+        with torch.enable_grad():
+            log_probs = outputs.log_probs.detach().requires_grad_()
+            (slopes,) = torch.autograd.grad(self._objective(log_probs, weights).sum(), log_probs)
+        step = WeightStatistics.of(weights, slopes, log_probs, scored, loss_tokens(labels).sum())
         self._statistics[mode] = self._statistics[mode] + step if mode in self._statistics else step
 
     def compute_advantage_weighted_sft_loss(
@@ -280,8 +290,9 @@ class WeightedSFTTrainer(SFTTrainer):
     ) -> Tensor:
         """The weighted loss of one batch, for a loop of your own: a scalar with a gradient, in nats per loss token.
 
-        The batch counts as a whole optimizer step on every rank: normalisation, clipping, denominator and temperature
-        are those of `args`; the running statistics of "global" are not changed. With `align="source"` and otherwise
+        The batches of all ranks count as one optimizer step, whose gradients are to be averaged, as DDP does:
+        normalisation, clipping, denominator and temperature are those of `args`; the running statistics of "global" are
+        not changed. With `align="source"` and otherwise
         the defaults this is the formula published for verl,
         sum(ce * advantages[:, :-1] * loss_mask[:, :-1]) / sum(loss_mask[:, :-1]).
 
@@ -313,7 +324,7 @@ class WeightedSFTTrainer(SFTTrainer):
         model_inputs = {name: value for name, value in batch.items() if name not in TOKEN_COLUMNS}
         with self.compute_loss_context_manager():
             outputs, _ = self._score(self.model, model_inputs, batch)
-        return outputs.nll / denominator
+        return outputs.nll / denominator * self._num_averaged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
