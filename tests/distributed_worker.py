@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from exact_on_cpu import EXACT_ON_CPU
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,8 +53,24 @@ def weighted(kind: str, num_processes: int, model, tokenizer):
         rows.append({"input_ids": tokens, "labels": labels, "advantages": advantages, "group": index % 5})
     if kind == "grouped":
         rows *= 3  # packed rows are fewer
-    args = WeightedSFTConfig(**arguments(num_processes), **WEIGHTED[kind])
-    return WeightedSFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    evaluated = rows[: 3 * GLOBAL_BATCH]
+    # one batch of evaluation, over all processes
+    sizes = {"per_device_eval_batch_size": len(evaluated) // num_processes, "eval_packing": False}
+    args = WeightedSFTConfig(**arguments(num_processes), **WEIGHTED[kind], **sizes)
+    train_data, eval_data = Dataset.from_list(rows), Dataset.from_list(evaluated)
+    return WeightedSFTTrainer(model, args, train_dataset=train_data, eval_dataset=eval_data, processing_class=tokenizer)
+
+
+def method_loss(trainer) -> float:
+    """`compute_advantage_weighted_sft_loss` of a batch of eight, each process given its share: the mean over them."""
+    generator = torch.Generator().manual_seed(0)
+    share = 8 // trainer.accelerator.num_processes
+    mine = slice(share * trainer.accelerator.process_index, share * (trainer.accelerator.process_index + 1))
+    tokens = torch.randint(2, 10, (8, 6), generator=generator)[mine]
+    advantages = torch.randn(8, 6, generator=generator)[mine]
+    mask = (torch.rand(8, 6, generator=generator) < 0.6)[mine]
+    loss = trainer.compute_advantage_weighted_sft_loss(tokens, advantages, mask).detach()
+    return trainer.accelerator.reduce(loss, reduction="mean").item()
 
 
 def online(kind: str, num_processes: int, model, tokenizer):
@@ -82,6 +99,10 @@ def train(kind: str, num_processes: int, folder: str) -> list[dict]:
     trainer.train()
     wrapper = type(trainer.model_wrapped).__name__
     assert wrapper == ("DistributedDataParallel" if num_processes > 1 else "Qwen2ForCausalLM"), wrapper
+    if kind != "online":
+        trainer.evaluate()
+    if kind in ("weighted", "normalised"):  # the method knows no groups
+        trainer.state.log_history.append({"method_loss": method_loss(trainer)})
     return trainer.state.log_history
 
 
