@@ -1,5 +1,7 @@
 """The forms in which weights may come, and what is left of them after TRL's preparation."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,19 @@ def test_a_template_that_renders_history_differently_is_named(prepared, chat_tok
     )
     with pytest.raises(ValueError, match=r"row 0 .* renders the first 1 messages differently when more follow"):
         prepared([{"messages": CONVERSATION}])
+
+
+def test_a_template_that_refuses_part_of_a_conversation_is_named(prepared, chat_tokenizer):
+    chat_tokenizer.chat_template = "{% if messages|length < 4 %}{{ raise_exception('no query') }}{% endif %}" + TEMPLATE
+    with pytest.raises(ValueError, match=r"row 0 .* cannot render the first 1: no query; set chat_template_path"):
+        prepared([{"messages": CONVERSATION}])
+
+
+def test_tools_may_be_json_as_trl_takes_them(prepared, chat_tokenizer):
+    tool = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
+    chat_tokenizer.chat_template = "{% for tool in tools %}7{% endfor %}" + TEMPLATE
+    (row,) = prepared([{"messages": CONVERSATION, "tools": json.dumps([tool])}])
+    assert row["advantages"] == [1.0] * 5 + [0.0] * 3 + [1.0] * 3 + [-2.0] * 4
 
 
 def test_source_aligned_rows_move_to_their_targets(prepared):

@@ -426,9 +426,7 @@ def test_a_step_that_is_given_up_does_not_count_in_the_running_statistics(rows, 
     batches = [trainer.data_collator(list(trainer.train_dataset)[:4])]
     trainer.get_batch_samples(iter(batches), 1, torch.device("cpu"))  # and no on_step_end
     trainer.train()
-    moments = trainer.state.stateful_callbacks["RunningAdvantages"]["attributes"]["moments"]
     assert trainer._step_weights._running.moments.count == num_loss_tokens(rows)
-    assert moments[0] in (0.0, num_loss_tokens(rows))  # written with checkpoints
 
 
 def test_a_checkpoint_without_running_statistics_can_be_resumed(model, rows, make):
