@@ -101,7 +101,7 @@ MUTANTS = [
     ("clipping", STEP, "clip(a, self._args.advantage_clipping)", "a", IN_OPTIONS),
     ("the running statistics", STEP, "merge_moments([seen, step])", "step", IN_OPTIONS),
     ("evaluation leaves them", STEP, "if not update:", "if False:", IN_OPTIONS),
-    ("their resume", RUNNING, "self.step = Moments(*saved", "self.step = Moments() or (*saved", IN_OPTIONS),
+    ("their resume", RUNNING, "self.moments = self.step = Moments(*saved", "Moments(*saved", IN_OPTIONS),
     ("the denominator of all ranks", STEP, 'self._accelerator.reduce(total, reduction="sum")', "total", "distributed"),
     ("moments of all ranks", STEP, "gather_object([merge_moments(parts)])", "[merge_moments(parts)]", "distributed"),
     ("statistics of all ranks", WEIGHTED, 'self.accelerator.reduce(local.sums, reduction="sum")', "local.sums", "distributed"),

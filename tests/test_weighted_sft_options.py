@@ -279,6 +279,15 @@ def test_evaluation_normalises_its_batch_and_leaves_the_running_statistics(model
     assert running._step_weights._running.moments == before
 
 
+def test_evaluation_after_training_uses_the_running_statistics_as_they_are(model, rows, trained):
+    options = {"advantage_normalization": "global", "learning_rate": 0.0, "per_device_eval_batch_size": 16}
+    trainer = trained(rows, **options)
+    weights = normalised(rows, [range(16)])[:4]  # of all that was trained on; the four evaluated add nothing
+    expected = first_step_loss(model, rows[:4], weights, num_loss_tokens(rows[:4]))
+    evaluated = trainer.evaluate(Dataset.from_list(rows[:4]))
+    assert_close(evaluated["eval_loss"], expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("denominator", ["tokens", "constant"])
 def test_evaluation_divides_by_all_loss_tokens_though_some_have_weight_zero(model, rows, make, denominator):
     rows = [{**row, "advantages": [a if t % 2 else 0.0 for t, a in enumerate(row["advantages"])]} for row in rows]

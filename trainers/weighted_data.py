@@ -72,8 +72,9 @@ def weighted(
     with_groups: bool,
     render: Callable[[list[Row], Row], list[int]],
 ) -> Data:
-    """Tokenised rows with labels get one finite advantage per token: the row's times that of the token's message. 1
-    everywhere without `args.use_advantage_weighting`.
+    """Tokenised rows with labels get one finite advantage per token: the row's times that of the token's message.
+
+    Without `args.use_advantage_weighting` it is 1 everywhere.
 
     Args:
         from_text: TRL has just tokenised the rows.
@@ -91,12 +92,13 @@ def weighted(
         with_groups=with_groups,
         render=render,
     )
+    if not isinstance(dataset, Dataset):
+        return _map(dataset, weigh, args)
     # else `datasets` would write fractions into a column of whole numbers
-    numbers, ids = List(Value("float64")), List(Value("int64"))
-    made = {"advantages": numbers, "ref_log_probs": numbers} | ({"groups": ids} if with_groups else {})
-    made = {name: kind for name, kind in made.items() if name != "ref_log_probs" or name in _columns(dataset)}
-    features = Features({**dataset.features, **made}) if isinstance(dataset, Dataset) else None
-    return _map(dataset, weigh, args, features=features)
+    kinds = {"advantages": "float64", "groups": "int64", "ref_log_probs": "float64"}
+    made = {"advantages", *(["groups"] if with_groups else []), *({"ref_log_probs"} & set(dataset.column_names))}
+    lists = {name: List(Value(kind)) for name, kind in kinds.items() if name in made}
+    return _map(dataset, weigh, args, features=Features({**dataset.features, **lists}))
 
 
 def rendered(messages: list[Row], row: Row, *, tokenizer: Any, chat_template: str | None) -> list[int]:
