@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from online_sft.precision import float64
+
 __all__ = ["NORMALISATIONS", "Moments", "cells", "clip", "merge_moments", "moments_by_cell", "normalise", "standardise"]
 
 NORMALISATIONS = ("none", "batch", "sequence", "global", "group")
@@ -69,9 +71,9 @@ def cells(normalisation: str, sequences: Tensor, groups: Tensor | None = None) -
 
 def moments_by_cell(advantages: Tensor, mask: Tensor, cells: Tensor) -> dict[int, Moments]:
     """Moments of the advantages where `mask` (bool) is set, cell by cell, in float64. All arguments of one shape."""
-    values = advantages[mask].double()
-    found, inverse, counts = cells[mask].unique(return_inverse=True, return_counts=True)
-    counts = counts.double()
+    values = float64(advantages[mask])
+    found, inverse, counts = cells[mask].to(values.device).unique(return_inverse=True, return_counts=True)
+    counts = float64(counts)
     means = torch.zeros_like(counts).index_add_(0, inverse, values) / counts
     deviations = torch.zeros_like(counts).index_add_(0, inverse, (values - means[inverse]).square())
     rows = torch.stack([counts, means, deviations], 1).tolist()
@@ -91,12 +93,13 @@ def standardise(
     advantages: Tensor, mask: Tensor, cells: Tensor, moments: dict[int, Moments], *, eps: float = 1e-8
 ) -> Tensor:
     """(A - mean) / (std + eps) of each token's cell, as float32 or the wider dtype given; 0 where `mask` is not set."""
-    found, inverse = cells[mask].unique(return_inverse=True)
+    values = float64(advantages[mask])
+    found, inverse = cells[mask].to(values.device).unique(return_inverse=True)
     known = [moments[cell] for cell in found.tolist()]
-    means = torch.tensor([m.mean for m in known], dtype=torch.float64, device=advantages.device)[inverse]
-    stds = torch.tensor([m.std for m in known], dtype=torch.float64, device=advantages.device)[inverse]
+    means = values.new_tensor([m.mean for m in known])[inverse]
+    stds = values.new_tensor([m.std for m in known])[inverse]
     dtype = torch.promote_types(advantages.dtype, torch.float32)
-    scores = ((advantages[mask].double() - means) / (stds + eps)).to(dtype)
+    scores = ((values - means) / (stds + eps)).to(dtype).to(advantages.device)
     return torch.zeros(mask.shape, dtype=dtype, device=advantages.device).masked_scatter(mask, scores)
 
 

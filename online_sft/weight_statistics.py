@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from online_sft.precision import float64
+
 __all__ = ["WeightStatistics"]
 
 _SUMS = ("tokens", "weights", "squares", "gradient", "negative_gradient", "scored", "nll", "negative", "negative_nll")
@@ -33,8 +35,8 @@ class WeightStatistics:
             scored: [...] bool, tokens with loss and a weight; `log_probs` is known there only.
             num_loss_tokens: those of weight 0 included.
         """
-        weights, log_probs = weights[scored].double(), log_probs.detach()[scored].double()
-        gradient = slopes[scored].double().abs() * -torch.expm1(log_probs)
+        weights, log_probs = float64(weights[scored]), float64(log_probs.detach()[scored])
+        gradient = float64(slopes[scored]).abs() * -torch.expm1(log_probs)
         negative = weights < 0
         sums = (
             num_loss_tokens,
@@ -47,8 +49,7 @@ class WeightStatistics:
             negative.sum(),
             -log_probs[negative].sum(),
         )
-        stacked = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=weights.device) for x in sums])
-        return cls(stacked, torch.cat([weights.new_zeros(1), weights.abs()]).max())
+        return cls(torch.stack([float64(x) for x in sums]), torch.cat([weights.new_zeros(1), weights.abs()]).max())
 
     def __add__(self, other: "WeightStatistics") -> "WeightStatistics":
         return WeightStatistics(self.sums + other.sums, torch.maximum(self.largest, other.largest))

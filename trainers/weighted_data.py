@@ -7,7 +7,7 @@ tokens and labels only.
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -29,7 +29,6 @@ from online_sft.advantages import (
     token_advantages,
 )
 from online_sft.weightings import Weighting
-from trainers.weighted_collator import TOKEN_COLUMNS
 from trainers.weighted_sft_config import WeightedSFTConfig
 
 __all__ = ["cut", "is_prepared", "labelled", "rendered", "rewards_and_groups", "reweighted", "weighted"]
@@ -43,16 +42,15 @@ Data: TypeAlias = Dataset | IterableDataset
 Row: TypeAlias = dict[str, Any]
 
 
-def is_prepared(dataset: Data) -> bool:
+def is_prepared(dataset: Data, columns: Collection[str]) -> bool:
     """Whether `cut` made this data set, or the one that it is a part or an order of; or TRL's packing did."""
-    return dataset.info.description == _PREPARED or "seq_lengths" in _columns(dataset)
+    return dataset.info.description == _PREPARED or "seq_lengths" in columns
 
 
-def labelled(dataset: Data, args: WeightedSFTConfig, dataset_name: str) -> Data:
+def labelled(dataset: Data, columns: Collection[str], args: WeightedSFTConfig, dataset_name: str) -> Data:
     """Tokenised rows get labels from every mask they have (TRL never reads `loss_mask`), and `target` alignment."""
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(_plain_row)
-    columns = _columns(dataset)
     masks = [name for name in MASKS if name in columns]
     if args.completion_only_loss is False:
         masks = [name for name in masks if name != "completion_mask"]
@@ -160,11 +158,12 @@ def rewards_and_groups(dataset: Dataset, dataset_name: str) -> tuple[torch.Tenso
     return torch.tensor(rewards, dtype=torch.float64), torch.tensor(firsts.to_pylist())
 
 
-def cut(dataset: Data, args: WeightedSFTConfig, dataset_name: str, *, packing: bool) -> Data:
-    """TRL's truncation, packing and shuffling, for every column that has one number per token."""
-    unused = () if args.advantage_normalization == "group" else ("groups",)  # a weighting is done with them
-    present = [name for name in _columns(dataset) if name not in unused]
-    columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if name in present)]
+def cut(dataset: Data, columns: list[str], args: WeightedSFTConfig, dataset_name: str, *, packing: bool) -> Data:
+    """TRL's truncation, packing and shuffling.
+
+    Args:
+        columns: those that are kept, one number per token each.
+    """
     dataset = dataset.select_columns(columns)
     if isinstance(dataset, Dataset) and not (packing and args.packing_strategy != "bfd"):
         _tell_what_is_cut(dataset, args, dataset_name)
@@ -194,10 +193,6 @@ def cut(dataset: Data, args: WeightedSFTConfig, dataset_name: str, *, packing: b
     dataset._info = dataset.info.copy()
     dataset.info.description = _PREPARED
     return dataset
-
-
-def _columns(dataset: Data) -> list[str]:
-    return dataset.column_names or list(next(iter(dataset)))
 
 
 def _workers(dataset: Data, args: WeightedSFTConfig) -> dict[str, Any]:

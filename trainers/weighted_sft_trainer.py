@@ -146,12 +146,12 @@ class WeightedSFTTrainer(SFTTrainer):
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(f"the {dataset_name} dataset is empty")
-        if is_prepared(dataset):  # `evaluate` may be given it again, or a part of it
+        if is_prepared(dataset, first):  # `evaluate` may be given it again, or a part of it
             return dataset
         if isinstance(dataset, IterableDataset) or dataset.format["type"] != "custom":
             dataset = dataset.with_format(None)  # plain lists and numbers, whatever the user's own loop reads
         self._check_columns(first, args, dataset_name)
-        dataset = labelled(dataset, args, dataset_name)
+        dataset = labelled(dataset, first, args, dataset_name)
         uncut = copy.copy(args)
         uncut.max_length, uncut.shuffle_dataset = None, False
         tokenised = super()._prepare_dataset(dataset, processing_class, uncut, False, formatting_func, dataset_name)
@@ -167,7 +167,13 @@ class WeightedSFTTrainer(SFTTrainer):
         )
         if self._weighting is not None:
             prepared = reweighted(prepared, args, dataset_name, self._weighting_for(prepared, dataset_name))
-        return cut(prepared, args, dataset_name, packing=packing)
+        needed = {
+            "advantages": True,
+            "groups": args.advantage_normalization == "group",
+            "ref_log_probs": args.policy_weighting == "importance",
+        }
+        columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if needed[name])]
+        return cut(prepared, columns, args, dataset_name, packing=packing)
 
     def _check_columns(self, row: dict[str, Any], args: WeightedSFTConfig, dataset_name: str) -> None:
         messages = [m for name in ("messages", "conversations", "prompt", "completion") for m in row.get(name) or []]
