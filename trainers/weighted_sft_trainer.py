@@ -116,7 +116,6 @@ class WeightedSFTTrainer(SFTTrainer):
         """Ours where it can be, TRL's general one elsewhere, and the user is told."""
         base_model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         outside = {
-            "lm_head='trl' was asked for": self.args.lm_head == "trl",
             "policy_weighting='importance' needs a sequence's log-probs before its gradient": (
                 self.args.policy_weighting == "importance"
             ),
@@ -125,10 +124,11 @@ class WeightedSFTTrainer(SFTTrainer):
             and self.model.active_peft_config.is_prompt_learning,
         }
         reason = next((reason for reason, holds in outside.items() if holds), None)
-        self._has_weighted_head = reason is None
-        if reason is None:
+        self._has_weighted_head = reason is None and self.args.lm_head == "weighted"
+        if self._has_weighted_head:
             return add_weighted_lm_head(base_model)
-        logger.warning("TRL's fused LM head is used, which recomputes the logits in the backward pass: %s", reason)
+        if self.args.lm_head == "weighted":
+            logger.warning("TRL's fused LM head is used, which recomputes the logits in the backward pass: %s", reason)
         if self.args.temperature != 1.0:  # TRL's trainer has added one of temperature 1
             add_fused_lm_head(
                 base_model, temperature=self.args.temperature, outputs=("log_probs", "entropy", "is_top1")
