@@ -7,10 +7,24 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-__all__ = ["MASKS", "group_id", "message_weights", "prompt_of", "shifted_to_targets", "token_advantages"]
+__all__ = [
+    "MASKS",
+    "group_id",
+    "is_finite_number",
+    "masks_read",
+    "message_weights",
+    "prompt_of",
+    "shifted_to_targets",
+    "token_advantages",
+]
 
 # Columns of tokenised rows that say which tokens carry loss, 1 or 0. Where there are several, all must say so.
 MASKS = ("loss_mask", "completion_mask", "assistant_masks")
+
+
+def masks_read(completion_only_loss: bool | None) -> list[str]:
+    """Those of `MASKS` that count: TRL's `completion_only_loss=False` trains on prompts too."""
+    return [name for name in MASKS if name != "completion_mask" or completion_only_loss is not False]
 
 
 def token_advantages(
@@ -52,11 +66,12 @@ def token_advantages(
             return [float(value) for value in advantages]
     except TypeError:  # None or a string
         pass
-    position, value = next((t, a) for t, a in enumerate(advantages) if not _is_finite(a))
+    position, value = next((t, a) for t, a in enumerate(advantages) if not is_finite_number(a))
     raise ValueError(f"{row} has {column} {value!r} at token {position}; every one must be a finite number")
 
 
-def _is_finite(value: object) -> bool:
+def is_finite_number(value: object) -> bool:
+    """Whether it is a number, and neither infinite nor NaN."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 

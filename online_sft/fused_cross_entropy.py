@@ -5,7 +5,6 @@ gradients of hidden states and LM head at once, in the *forward* pass: three mat
 recomputed in the backward pass, no [B, T, V] logits ever, and tokens of weight 0 are never projected.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor, Partial
 
 from online_sft.losses import weighted_log_probs
+from online_sft.objectives import Objective, value_and_slopes
 
-__all__ = ["LogitTransform", "Objective", "WeightedCrossEntropy", "gathered", "weighted_linear_cross_entropy"]
-
-# (log_probs, weights), both [N] -> [N]: what is summed and maximised. Differentiated with respect to log_probs.
-Objective = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["LogitTransform", "WeightedCrossEntropy", "gathered", "weighted_linear_cross_entropy"]
 
 
 @dataclass(frozen=True)
@@ -181,15 +178,12 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 if not any(needs):
                     total += objective(log_probs[chunk], weights[chunk].to(wide)).sum()
                     continue
-                with torch.enable_grad():
-                    scores = log_probs[chunk].clone().requires_grad_()
-                    values = objective(scores, weights[chunk].to(wide))
-                    (slope_of_nll,) = torch.autograd.grad(-values.sum(), scores)
-                total += values.detach().sum()
+                value, slopes = value_and_slopes(objective, log_probs[chunk], weights[chunk].to(wide))
+                total += value
                 # d log p / d logits = onehot - probs; each row's factor goes to the small operand of the products
                 probs[rows, targets] -= 1
                 error = probs if slope is None else probs.mul_(slope)
-                factor = (-chain * slope_of_nll).unsqueeze(1)
+                factor = (chain * slopes).unsqueeze(1)
                 if grad_bias is not None:
                     grad_bias += (error.T @ factor).squeeze(1)
                 narrow = error.to(dtype)

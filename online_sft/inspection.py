@@ -3,7 +3,6 @@
 `trainers/inspection.py` prepares the rows, `online_sft/inspection_page.py` shows them as HTML.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,7 +14,7 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from online_sft.advantages import MASKS
+from online_sft.advantages import MASKS, is_finite_number
 from online_sft.weightings import effective_sample_size
 
 __all__ = [
@@ -160,9 +159,9 @@ def mistakes_in(columns: Mapping[str, Any], num_tokens: int, advantage_lengths: 
         mistakes["masks"] = odd[0]
     missing = [] if num_tokens else ["no token"]
     for name, values in columns.items():
-        if name not in lists and not _is_finite(values):
+        if name not in lists and not is_finite_number(values):
             missing.append(f"{name} {values}")
-        missing += [f"{name} {v} at token {t}" for t, v in enumerate(lists.get(name, [])) if not _is_finite(v)]
+        missing += [f"{name} {v} at token {t}" for t, v in enumerate(lists.get(name, [])) if not is_finite_number(v)]
     if missing:
         mistakes["numbers"] = missing[0]
     return mistakes
@@ -320,10 +319,6 @@ def _legend(largest: float) -> Text:
     tokens = [Token(text, 0, 0, weight, is_cut=False) for text, weight in samples.items()]
     tokens.append(Token("cut", 0, 0, None, is_cut=True))
     return Text("  ").join(Text(token.text, style=_style(token, largest)) for token in tokens)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _count(number: int, noun: str) -> str:

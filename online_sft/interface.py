@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from online_sft.losses import token_log_probs, weighted_log_probs
+from online_sft.losses import per_token, token_log_probs, weighted_log_probs
 from online_sft.normalisation import normalise
 
 __all__ = ["WeightedSFTInterface", "checked_mask"]
@@ -69,8 +69,7 @@ class WeightedSFTInterface:
                 f"tokens, labels and loss_masks must be [B, T] = {list(logits.shape[:-1])} like the logits; "
                 f"got {list(tokens.shape)}, {list(targets.shape)} and {list(loss_masks.shape)}"
             )
-        if advantages.dim() == 1 and len(advantages) == len(tokens):
-            advantages = advantages.unsqueeze(1).expand(tokens.shape)
+        advantages = per_token(advantages, tokens)
         if advantages.shape != tokens.shape:
             raise ValueError(
                 f"advantages must be [B, T] = {list(tokens.shape)} or [B] = [{len(tokens)}]; "

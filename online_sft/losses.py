@@ -6,7 +6,7 @@ Whoever sums does not divide: the caller knows how many loss tokens the whole op
 import torch
 from torch import Tensor
 
-__all__ = ["token_log_probs", "weighted_log_probs", "weighted_nll", "weighted_nll_from_logits"]
+__all__ = ["per_token", "token_log_probs", "weighted_log_probs", "weighted_nll", "weighted_nll_from_logits"]
 
 
 def token_log_probs(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, ignore_index: int = -100) -> Tensor:
@@ -38,6 +38,13 @@ def token_log_probs(logits: Tensor, labels: Tensor, *, temperature: float = 1.0,
     return log_probs.gather(-1, labels.masked_fill(ignored, 0).unsqueeze(-1)).squeeze(-1).masked_fill(ignored, 0.0)
 
 
+def per_token(weights: Tensor, like: Tensor) -> Tensor:
+    """Weights [B], one per sequence, repeated over the tokens of `like`, [B, T]; any others as they are."""
+    if weights.dim() == 1 and like.dim() == 2 and len(weights) == len(like):
+        return weights.unsqueeze(1).expand_as(like)
+    return weights
+
+
 def weighted_log_probs(log_probs: Tensor, weights: Tensor) -> Tensor:
     """w_bt log p_bt, in nats. A token of weight 0 gives exactly 0, not the NaN of 0 * inf, and gets no gradient.
 
@@ -52,8 +59,7 @@ def weighted_log_probs(log_probs: Tensor, weights: Tensor) -> Tensor:
     Raises:
         ValueError: when the shapes disagree.
     """
-    if weights.dim() == 1 and log_probs.dim() == 2 and len(weights) == len(log_probs):
-        weights = weights.unsqueeze(1).expand_as(log_probs)
+    weights = per_token(weights, log_probs)
     if weights.shape != log_probs.shape:
         raise ValueError(
             f"weights must be [B, T] = {list(log_probs.shape)} or [B] = [{len(log_probs)}] like the log-probs; "

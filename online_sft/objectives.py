@@ -3,12 +3,26 @@
 `weighted_log_probs` (online_sft/losses.py) is the plain one, w log p.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from online_sft.losses import weighted_log_probs
 
-__all__ = ["dft", "floored", "importance_weights"]
+__all__ = ["Objective", "dft", "floored", "importance_weights", "value_and_slopes"]
+
+# (log_probs, weights) -> what is summed and maximised, all of one shape. Differentiated in the log-probs.
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def value_and_slopes(objective: Objective, log_probs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The objective's sum over the tokens, and its derivative at each log-prob: the weight that the gradient sees."""
+    with torch.enable_grad():
+        log_probs = log_probs.detach().requires_grad_()
+        value = objective(log_probs, weights).sum()
+        (slopes,) = torch.autograd.grad(value, log_probs)
+    return value.detach(), slopes
 
 
 def floored(log_probs: Tensor, weights: Tensor, *, floor: float) -> Tensor:

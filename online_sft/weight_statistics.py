@@ -1,5 +1,4 @@
-"""What the weights do to a step: how many tokens really count, and how much of the gradient pushes away from the
-data."""
+"""What the weights do to a step: how many tokens really count, how much of the gradient pushes away from the data."""
 
 from dataclasses import dataclass
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from online_sft.advantages import MASKS
+from online_sft.advantages import masks_read
 from online_sft.inspection import Inspection, Row, Summary, findings_in, mistakes_in, refusals, tokens_of
-from online_sft.weightings import Weighting
 from trainers.step_weights import loss_tokens
 from trainers.weighted_sft_config import WeightedSFTConfig
 from trainers.weighted_sft_trainer import WeightedSFTTrainer
@@ -78,14 +77,9 @@ class _Trainer(WeightedSFTTrainer):
 
     weights_of_rows: Tensor | None = None
 
-    def _weighting_for(self, dataset: Dataset | IterableDataset, dataset_name: str) -> Weighting:
-        weighting = super()._weighting_for(dataset, dataset_name)
-
-        def recorded(rewards: Tensor, groups: Tensor) -> Tensor:
-            self.weights_of_rows = weighting(rewards, groups)
-            return self.weights_of_rows
-
-        return recorded
+    def _weights_of_rewards(self, rewards: Tensor, groups: Tensor) -> Tensor:
+        self.weights_of_rows = super()._weights_of_rewards(rewards, groups)
+        return self.weights_of_rows
 
 
 def _mistakes(
@@ -108,8 +102,7 @@ def _columns_read(dataset: Dataset, args: WeightedSFTConfig) -> list[str]:
     """Columns of numbers that the trainer reads: of tokenised rows labels and masks; then weights."""
     read = {"ref_log_probs"}
     if "input_ids" in dataset.column_names:
-        masks = {name for name in MASKS if name != "completion_mask" or args.completion_only_loss is not False}
-        read |= {"labels"} | masks
+        read |= {"labels", *masks_read(args.completion_only_loss)}
     if args.use_advantage_weighting:
         read.add("advantages" if args.weighting is None else "reward")
     return [name for name in dataset.column_names if name in read]

@@ -6,7 +6,6 @@ tokens and labels only.
 
 import copy
 import json
-import math
 from collections.abc import Callable, Collection
 from functools import partial
 from itertools import groupby
@@ -21,8 +20,9 @@ from jinja2 import TemplateError
 from trl import pack_dataset
 
 from online_sft.advantages import (
-    MASKS,
     group_id,
+    is_finite_number,
+    masks_read,
     message_weights,
     prompt_of,
     shifted_to_targets,
@@ -31,7 +31,7 @@ from online_sft.advantages import (
 from online_sft.weightings import Weighting
 from trainers.weighted_sft_config import WeightedSFTConfig
 
-__all__ = ["cut", "is_prepared", "labelled", "rendered", "rewards_and_groups", "reweighted", "weighted"]
+__all__ = ["cut", "is_prepared", "labelled", "rendered", "reweighted", "weighted"]
 
 logger = get_logger(__name__)
 
@@ -51,9 +51,7 @@ def labelled(dataset: Data, columns: Collection[str], args: WeightedSFTConfig, d
     """Tokenised rows get labels from every mask they have (TRL never reads `loss_mask`), and `target` alignment."""
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(_plain_row)
-    masks = [name for name in MASKS if name in columns]
-    if args.completion_only_loss is False:
-        masks = [name for name in masks if name != "completion_mask"]
+    masks = [name for name in masks_read(args.completion_only_loss) if name in columns]
     if "input_ids" not in columns or not (masks or args.align == "source"):
         return dataset
     label = partial(_label_row, dataset_name=dataset_name, masks=masks, from_source=args.align == "source")
@@ -121,7 +119,7 @@ def reweighted(dataset: Data, args: WeightedSFTConfig, dataset_name: str, weight
             f"a weighting compares the rewards of the whole {dataset_name} dataset, which is a stream; load it as a "
             "table (dataset_streaming=False), or stream it with an `advantages` column"
         )
-    weights = weighting(*rewards_and_groups(dataset, dataset_name))
+    weights = weighting(*_rewards_and_groups(dataset, dataset_name))
     if weights.shape != (len(dataset),) or not weights.isfinite().all():
         raise ValueError(
             f"the weighting must return one finite weight per row, [{len(dataset)}]; got {list(weights.shape)}, "
@@ -144,11 +142,11 @@ def reweighted(dataset: Data, args: WeightedSFTConfig, dataset_name: str, weight
         return dataset.select(kept).map(partial(_scale_row, scales=scales), with_indices=True)
 
 
-def rewards_and_groups(dataset: Dataset, dataset_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _rewards_and_groups(dataset: Dataset, dataset_name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The `reward` of each row, float64, and the number of its group."""
     rewards = dataset["reward"][:]
     for index, value in enumerate(rewards):
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise ValueError(
                 f"row {index} of the {dataset_name} dataset has reward {value!r}; a weighting needs a finite number in "
                 "every row: remove the rows that could not be graded"
@@ -165,8 +163,9 @@ def cut(dataset: Data, columns: list[str], args: WeightedSFTConfig, dataset_name
         columns: those that are kept, one number per token each.
     """
     dataset = dataset.select_columns(columns)
-    if isinstance(dataset, Dataset) and not (packing and args.packing_strategy != "bfd"):
-        _tell_what_is_cut(dataset, args, dataset_name)
+    keeps_all = args.max_length is None or (packing and args.packing_strategy != "bfd")
+    if isinstance(dataset, Dataset) and not keeps_all:
+        _tell_what_is_cut(dataset, args.max_length, dataset_name)
     if packing:
         if args.max_length is None:
             raise ValueError("packing needs max_length, the length of a packed row; it is None")
@@ -346,15 +345,15 @@ def _has_loss(row: Row) -> bool:
     return any(label != -100 for label in row["labels"])
 
 
-def _tell_what_is_cut(dataset: Dataset, args: WeightedSFTConfig, dataset_name: str) -> None:
+def _tell_what_is_cut(dataset: Dataset, max_length: int, dataset_name: str) -> None:
     """Truncation takes weights with its tokens: say so, with numbers."""
     lengths = pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"])
-    num_long = args.max_length is not None and pc.sum(pc.greater(lengths, args.max_length)).as_py()
+    num_long = pc.sum(pc.greater(lengths, max_length)).as_py()
     if num_long:
         logger.warning(
             "%d of %d rows of the %s dataset are cut at max_length=%d, with their weights",
             num_long,
             len(dataset),
             dataset_name,
-            args.max_length,
+            max_length,
         )

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
-from online_sft.fused_cross_entropy import LogitTransform, Objective, weighted_linear_cross_entropy
+from online_sft.fused_cross_entropy import LogitTransform, weighted_linear_cross_entropy
 from online_sft.losses import weighted_log_probs
-from online_sft.objectives import dft, floored
+from online_sft.objectives import Objective, dft, floored
 from trainers.weighted_sft_config import WeightedSFTConfig
 
 __all__ = ["TokenWeighting", "WeightedLMOutput", "add_weighted_lm_head", "logit_transform", "objective_of"]

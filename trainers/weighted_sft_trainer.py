@@ -17,14 +17,15 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
 from online_sft.interface import checked_mask
-from online_sft.objectives import importance_weights
+from online_sft.losses import per_token
+from online_sft.objectives import importance_weights, value_and_slopes
 from online_sft.weight_statistics import WeightStatistics
 from online_sft.weightings import Weighting, fit_temperature
 from trainers.arguments import config_or_default
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
-from trainers.weighted_data import cut, is_prepared, labelled, rendered, rewards_and_groups, reweighted, weighted
+from trainers.weighted_data import cut, is_prepared, labelled, rendered, reweighted, weighted
 from trainers.weighted_lm_head import TokenWeighting, add_weighted_lm_head, objective_of
 from trainers.weighted_sft_config import WeightedSFTConfig
 
@@ -166,7 +167,7 @@ class WeightedSFTTrainer(SFTTrainer):
             render=partial(rendered, tokenizer=processing_class, chat_template=self.chat_template),
         )
         if self._weighting is not None:
-            prepared = reweighted(prepared, args, dataset_name, self._weighting_for(prepared, dataset_name))
+            prepared = reweighted(prepared, args, dataset_name, self._weights_of_rewards)
         needed = {
             "advantages": True,
             "groups": args.advantage_normalization == "group",
@@ -196,15 +197,14 @@ class WeightedSFTTrainer(SFTTrainer):
                 f"policy that wrote it; the {dataset_name} dataset has {columns}"
             )
 
-    def _weighting_for(self, dataset: Dataset | IterableDataset, dataset_name: str) -> Weighting:
+    def _weights_of_rewards(self, rewards: Tensor, groups: Tensor) -> Tensor:
         """The weighting, with the temperature that `target_ess` asks for: that of the first data set, to train on."""
         assert self._weighting is not None
-        if self._target_ess is not None and isinstance(dataset, Dataset):
-            rewards, groups = rewards_and_groups(dataset, dataset_name)
+        if self._target_ess is not None:
             temperature = fit_temperature(self._weighting, rewards, groups, target_ess=self._target_ess)
             logger.warning("weighting: temperature %.6g for target_ess=%g", temperature, self._target_ess)
             self._weighting, self._target_ess = partial(self._weighting, temperature=temperature), None
-        return self._weighting
+        return self._weighting(rewards, groups)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -280,10 +280,8 @@ class WeightedSFTTrainer(SFTTrainer):
         """Adds a micro-batch to the metrics of the next log entry."""
         mode = "train" if self.model.training else "eval"
         scored = outputs.label_mask & (weights != 0)
-        with torch.enable_grad():
-            log_probs = outputs.log_probs.detach().requires_grad_()
-            (slopes,) = torch.autograd.grad(self._objective(log_probs, weights).sum(), log_probs)
-        step = WeightStatistics.of(weights, slopes, log_probs, scored, loss_tokens(labels).sum())
+        _, slopes = value_and_slopes(self._objective, outputs.log_probs, weights)
+        step = WeightStatistics.of(weights, slopes, outputs.log_probs, scored, loss_tokens(labels).sum())
         self._statistics[mode] = self._statistics[mode] + step if mode in self._statistics else step
 
     def compute_advantage_weighted_sft_loss(
@@ -312,8 +310,7 @@ class WeightedSFTTrainer(SFTTrainer):
         Raises:
             ValueError: when shapes disagree or the mask holds anything but 0 and 1.
         """
-        if advantages.dim() == 1 and len(advantages) == len(input_ids):
-            advantages = advantages.unsqueeze(1).expand(input_ids.shape)
+        advantages = per_token(advantages, input_ids)
         if not input_ids.shape == advantages.shape == loss_mask.shape:
             raise ValueError(
                 f"advantages and loss_mask must be [B, T] = {list(input_ids.shape)} like input_ids; "
