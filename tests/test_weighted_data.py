@@ -211,10 +211,16 @@ def test_labels_and_masks_apply_together(prepared):
     assert row["labels"] == [-100, 3, -100]
 
 
+def test_labels_that_are_not_the_tokens_stay_under_a_mask(prepared):
+    (row,) = prepared([{"input_ids": [2, 3, 4], "labels": [-100, 7, 8], "loss_mask": [1, 1, 0], "advantages": 1.0}])
+    assert row["labels"] == [-100, 7, -100]
+
+
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
         ({"labels": [2, -1, 4]}, {}, "row 0 .* has the label -1; a token without loss has the label -100"),
+        ({"labels": [2, 3], "loss_mask": [1, 1, 1]}, {}, "row 0 .* has 2 labels for 3 tokens"),
         ({"ref_log_probs": -5.0}, {}, "row 0 .* has ref_log_probs -5.0; give a list, one per token"),
         ({"ref_log_probs": [-5.0]}, {}, "row 0 .* has 1 ref_log_probs for 3 tokens"),
     ],

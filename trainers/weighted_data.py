@@ -230,8 +230,10 @@ def _label_row(row: Row, index: int, *, dataset_name: str, masks: list[str], fro
                 "-100 or the token: they are `labels`)"
             )
     changed: Row = {}
+    labels = tokens
     if "labels" in row:
-        bits["labels"] = [label != -100 for label in row["labels"]]
+        _check_labels(name, row)
+        labels = row["labels"]
     if from_source:
         bits = {
             mask: shifted_to_targets(values, first=0) if mask == "loss_mask" else values
@@ -242,8 +244,14 @@ def _label_row(row: Row, index: int, *, dataset_name: str, masks: list[str], fro
                 changed[column] = shifted_to_targets(row[column], first=0.0)
     if masks:
         kept = zip(*bits.values(), strict=True)
-        changed["labels"] = [token if all(flags) else -100 for token, flags in zip(tokens, kept, strict=True)]
+        changed["labels"] = [label if all(flags) else -100 for label, flags in zip(labels, kept, strict=True)]
     return changed
+
+
+def _check_labels(name: str, row: Row) -> None:
+    labels, num_tokens = row["labels"], len(row["input_ids"])
+    if labels is None or len(labels) != num_tokens:
+        raise ValueError(f"{name} has {'no' if labels is None else len(labels)} labels for {num_tokens} tokens")
 
 
 def _weigh_row(
@@ -259,8 +267,7 @@ def _weigh_row(
     render: Callable[[list[Row], Row], list[int]],
 ) -> Row:
     name, tokens, labels = f"row {index} of the {dataset_name} dataset", row["input_ids"], row["labels"]
-    if labels is None or len(labels) != len(tokens):
-        raise ValueError(f"{name} has {'no' if labels is None else len(labels)} labels for {len(tokens)} tokens")
+    _check_labels(name, row)
     unknown = [label for label in set(labels) if label < 0 and label != -100]
     if unknown:
         raise ValueError(f"{name} has the label {unknown[0]}; a token without loss has the label -100")
