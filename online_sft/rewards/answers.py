@@ -1,51 +1,86 @@
-r"""Short numeric answers: found in a completion, compared exactly.
+r"""Where the final answer stands: after the last `Answer:` of a completion, else in its last `\boxed{}`.
 
-`Answer: 42`, `**Answer:** $42$`, `\boxed{42}`; `1,000` = `1000.0`, `0.5` = `1/2`. No floating point is involved.
+No number is guessed from other text: what a completion merely mentions earns nothing.
 """
 
 import re
-from fractions import Fraction
 
-__all__ = ["exact_number", "extract_answer"]
+from online_sft.rewards.plain_text import readable
 
-_ANSWER_LINE = re.compile(r"answer\s*:[ \t]*([^\n]+)", re.IGNORECASE)
-_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
-_RATIO = re.compile(r"[+-]?[0-9]+/[0-9]+")
-_MAX_DIGITS = 1000  # longer "numbers" are a model gone astray; Python's int() is quadratic in the digits
+__all__ = ["final_answer", "gold_answer"]
+
+_TAIL = 4000  # characters; a final answer stands at the end, and pattern matching on 100,000 is slow
+# "We may check our answer: ..." is prose: in lower case at most three words stand before it.
+_ANSWER_LINE = re.compile(
+    r"(?:(?<![A-Za-z])A(?:nswer|NSWER)|^[^\w\n]*(?:\w+ +){0,3}answer)[ \t*_]*:[ \t*_]*", re.MULTILINE
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}$\\]+))")
+_BETWEEN_BOXES = re.compile(r"[\s$,;]|\\[()\[\],;: ]|\\text\{|\}|and|or|\\quad|\\qquad")
+_NO_CONTENT = re.compile(r"(?:[\s$*_`]|\\\[|\\\(|latex|math)*\n")
+_NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z][a-z])")
+_GSM8K = re.compile(r"####[ \t]*([^\n]+)")
+_MAX_LINES = 40
 
 
-def extract_answer(completion: str) -> str | None:
-    r"""The text after the last `Answer:`, else in the last `\boxed{}`; None when there is neither.
+def final_answer(completion: str) -> str | None:
+    r"""The text after the last `Answer:` (the next line if that one is empty), else in the last `\boxed{}` or `\fbox{}`.
 
-    Dollar signs, asterisks, a box around it and a final full stop are not part of the answer.
+    Only the last 4,000 characters count, and of those only what follows the last `</think>`. Boxes joined by `and`,
+    `or` or a comma are one answer, a list. None when there is no answer.
     """
-    lines = _ANSWER_LINE.findall(completion)
-    answer = (_last_box(lines[-1]) or lines[-1]) if lines else _last_box(completion)
-    if answer is None:
+    text = readable(completion[-_TAIL:]).rpartition("</think>")[2]
+    lines = list(_ANSWER_LINE.finditer(text))
+    if lines:
+        answer = _first_statement(text[lines[-1].end() :])
+        return _boxed(answer) or answer or None
+    return _boxed(text) or None
+
+
+def gold_answer(gold: object) -> str:
+    r"""The answer in a solution: after `####` (GSM8K), in its last `\boxed{}`, after `Answer:`, else all of it."""
+    text = "" if gold is None else readable(str(gold))
+    marked = _GSM8K.findall(text)
+    if marked:
+        return marked[-1].strip()
+    return (_boxed(text) or (final_answer(text) if _ANSWER_LINE.search(text) else None) or text).strip()
+
+
+def _first_statement(text: str) -> str:
+    r"""The first line with content, and as many more as its braces and environments need to close."""
+    opening = _NO_CONTENT.match(text)
+    lines = text[opening.end() if opening else 0 :].split("\n")
+    statement = lines[0]
+    for line in lines[1:_MAX_LINES]:
+        if statement.count("{") <= statement.count("}") and statement.count(r"\begin") <= statement.count(r"\end"):
+            break
+        statement += "\n" + line
+    return _NEXT_SENTENCE.split(statement, maxsplit=1)[0].strip()
+
+
+def _boxed(text: str) -> str | None:
+    """What the last box holds, joined with the boxes before it if only `and`, `or` and commas stand between them."""
+    boxes = [box for box in map(lambda match: _content(text, match), _BOX.finditer(text)) if box is not None]
+    if not boxes:
         return None
-    answer = answer.strip(" \t*$")
-    return answer.removesuffix(".").strip(" \t*$")
+    start, _, content = boxes[-1]
+    contents = [content]
+    for earlier, end, content in reversed(boxes[:-1]):
+        between = text[end:start]
+        if end > start or not between.strip(" $") or _BETWEEN_BOXES.sub("", between):
+            break
+        contents.insert(0, content)
+        start = earlier
+    return ", ".join(contents).strip()
 
 
-def _last_box(text: str) -> str | None:
-    r"""What is in the last `\boxed{}`, up to its own closing brace; None when there is none, or it never closes."""
-    _, box, rest = text.rpartition(r"\boxed{")
+def _content(text: str, box: re.Match[str]) -> tuple[int, int, str] | None:
+    """(start, end, content) of a box, up to its own closing brace; None when it never closes or is around another."""
+    if box[1] is not None:  # \boxed 34
+        return box.start(), box.end(), box[1]
     depth = 1
-    for position, character in enumerate(rest if box else ""):
-        depth += {"{": 1, "}": -1}.get(character, 0)
+    for position in range(box.end(), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
-            return rest[:position]
+            content = text[box.end() : position]
+            return None if _BOX.search(content) else (box.start(), position + 1, content)
     return None
-
-
-def exact_number(text: str) -> Fraction | None:
-    """The number that `text` spells (integer, decimal, thousands, ratio), as a fraction; None when it spells none."""
-    if len(text) > _MAX_DIGITS:
-        return None
-    if _THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
-    if _RATIO.fullmatch(text):
-        numerator, denominator = map(int, text.split("/"))
-        return Fraction(numerator, denominator) if denominator else None
-    return Fraction(text.removesuffix(".")) if _NUMBER.fullmatch(text) else None

@@ -1,0 +1,166 @@
+"""Is an answer the gold one? Exact where both are numbers or words; by sympy, in killable workers, elsewhere."""
+
+import re
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from fractions import Fraction
+
+from online_sft.rewards.answers import gold_answer
+from online_sft.rewards.exact_number import exact_number
+from online_sft.rewards.killable import Failure, KillableWorkers
+from online_sft.rewards.screening import why_screened
+from online_sft.rewards.spelling import Spelling, alternatives, spelling
+
+__all__ = ["MathGrader", "Verdict"]
+
+_MAX_CACHED = 10_000
+_MAX_CHARACTERS_KEPT = 1000
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_SPACE_BESIDE_NO_DIGIT = re.compile(r"(?<![0-9]) | (?![0-9])")
+_DIGITS_APART = re.compile(r"[+-]?[0-9.]+(?: [0-9.]+)+")
+_MULTIPLE_OF_A_VARIABLE = re.compile(r"[+-]?[0-9.]+[A-Za-z]")
+_CHOICE = re.compile(r"\(?([A-Z])\)?[).:] \S.*")
+_LONG_DECIMAL = re.compile(r"\.[0-9]{10,}")
+_SEVERAL_VALUES = re.compile(r"[,;<>=]|\\(?:[pm]{2}|cup|\{|[lg]eq?|in)(?![a-z])|\b(?:and|or)\b")
+
+
+class Verdict(Enum):
+    """What became of a sample: correct; wrong in one of six ways; or unscorable, when the gold is to blame."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    UNPARSED = "unparsed"
+    SCREENED = "screened"
+    TIMED_OUT = "timed_out"
+    EXHAUSTED = "exhausted"
+    BAD_GOLD = "bad_gold"
+
+    @property
+    def is_correct(self) -> bool | None:
+        """True, False, or None where no grade is possible."""
+        return None if self is Verdict.BAD_GOLD else self is Verdict.CORRECT
+
+
+class MathGrader:
+    """Compares answers with golds; neither raises nor hangs, whatever stands in them.
+
+    Verdicts are remembered, since the samples of a group repeat answers. Workers start when first needed.
+
+    Args:
+        timeout_s: for one comparison by sympy, wall clock.
+        memory_gib: for one worker.
+        num_workers: see `KillableWorkers`.
+    """
+
+    def __init__(self, timeout_s: float = 2.0, memory_gib: float = 2.0, num_workers: int | None = None) -> None:
+        self._workers = KillableWorkers(
+            _compare,
+            timeout_s=timeout_s,
+            memory_gib=memory_gib,
+            num_workers=num_workers,
+            warm_up=(r"\frac{1}{2}", r"\sqrt{2}"),
+        )
+        self._remembered: dict[tuple[str, str | None], Verdict] = {}
+
+    def grade(self, golds: Sequence[object], answers: Sequence[str | None]) -> list[Verdict]:
+        """One verdict per pair. A gold may be a whole solution (`gold_answer`); the answer None is none.
+
+        A gold that cannot be read makes an equal answer unscorable too: were equal answers accepted and the others
+        left out, that problem's reward would always be positive.
+        """
+        texts = [gold_answer(gold) for gold in golds]
+        faults = self._faults(texts)
+        pairs = [(gold, answer or "") for gold, answer in zip(texts, answers, strict=True)]
+        verdicts = self._verdicts({pair for pair in pairs if faults[pair[0]] is None})
+        return [verdicts.get(pair, Verdict.BAD_GOLD) for pair in pairs]
+
+    def faults(self, golds: Iterable[object]) -> list[Verdict | None]:
+        """Why each gold cannot be graded against, in the words of a verdict; None where it can."""
+        texts = [gold_answer(gold) for gold in golds]
+        faults = self._faults(texts)
+        return [faults[text] for text in texts]
+
+    def _faults(self, golds: Iterable[str]) -> dict[str, Verdict | None]:
+        verdicts = self._verdicts({(gold, None) for gold in golds})
+        return {gold: None if verdict.is_correct else verdict for (gold, _), verdict in verdicts.items()}
+
+    def _verdicts(self, pairs: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], Verdict]:
+        """Verdicts of (gold, answer); of (gold, None): whether the gold equals itself."""
+        verdicts: dict[tuple[str, str | None], Verdict] = {}
+        tasks: dict[tuple[str, str | None], tuple[str, str | None]] = {}
+        for pair in pairs:
+            gold, answer = spelling(pair[0]), None if pair[1] is None else spelling(pair[1])
+            verdict = self._remembered.get(pair) or (_fault(gold) if answer is None else _without_sympy(gold, answer))
+            if verdict is None:
+                tasks[pair] = (gold.text, None if answer is None else answer.text)
+            else:
+                verdicts[pair] = verdict
+        if tasks:
+            for pair, result in zip(tasks, self._workers.run(tasks.values()), strict=True):
+                verdicts[pair] = Verdict(result.reason if isinstance(result, Failure) else result)
+        self._remember(verdicts)
+        return verdicts
+
+    def _remember(self, verdicts: dict[tuple[str, str | None], Verdict]) -> None:
+        self._remembered |= {
+            pair: verdict for pair, verdict in verdicts.items() if sum(map(len, filter(None, pair))) < _MAX_CHARACTERS_KEPT
+        }
+        for pair in list(self._remembered)[: max(0, len(self._remembered) - _MAX_CACHED)]:
+            del self._remembered[pair]
+
+
+def _compare(gold: str, answer: str | None) -> str:
+    from online_sft.rewards.symbolic import compare  # sympy, in the workers only
+
+    return compare(gold, answer)
+
+
+def _fault(gold: Spelling) -> Verdict | None:
+    """Whether the gold can be used, as far as that can be told without sympy."""
+    if not gold.text:
+        return Verdict.NO_ANSWER
+    if gold.number is not None or gold.is_words:
+        return Verdict.CORRECT
+    return Verdict.SCREENED if why_screened(gold.text) else None
+
+
+def _without_sympy(gold: Spelling, answer: Spelling) -> Verdict | None:
+    """The verdict where text and exact fractions decide; None where it takes sympy."""
+    if not answer.text:
+        return Verdict.NO_ANSWER
+    if gold.unit and answer.unit and gold.unit != answer.unit:
+        return Verdict.WRONG
+    if _tight(gold.text) == _tight(answer.text):
+        return Verdict.CORRECT
+    pairs = (gold, answer), (answer, gold)
+    if gold.is_words or answer.is_words or _DIGITS_APART.fullmatch(answer.text) and answer.number is None:
+        return Verdict.WRONG
+    if len(gold.text) == 1 and (choice := _CHOICE.fullmatch(answer.text)):  # the letter and what it stands for
+        return Verdict.CORRECT if choice[1] == gold.text else Verdict.WRONG
+    if any(_MULTIPLE_OF_A_VARIABLE.fullmatch(one.text) and other.number is not None for one, other in pairs):
+        return Verdict.WRONG  # math-verify takes the variable for a unit
+    numbers = _numbers(gold, answer)
+    if numbers and numbers[0] == numbers[1]:
+        return Verdict.CORRECT
+    # sympy forgives a calculator's 16 digits of a value that has no end; an integer needs no digits
+    if numbers and (numbers[0].denominator == 1 or not _LONG_DECIMAL.search(gold.text + answer.text)):
+        return Verdict.WRONG
+    if len(alternatives(answer.text)) > 1 and (gold.number is not None or not _SEVERAL_VALUES.search(gold.text)):
+        return Verdict.WRONG
+    return Verdict.SCREENED if why_screened(answer.text) else None
+
+
+def _tight(text: str) -> str:
+    return _SPACE_BESIDE_NO_DIGIT.sub("", text)
+
+
+def _numbers(gold: Spelling, answer: Spelling) -> tuple[Fraction, Fraction] | None:
+    """Both as exact numbers; a decimal comma is read as one where the other side has a decimal point."""
+    left = gold.number if gold.number is not None else _decimal_comma(gold.text, other=answer.text)
+    right = answer.number if answer.number is not None else _decimal_comma(answer.text, other=gold.text)
+    return None if left is None or right is None else (left, right)
+
+
+def _decimal_comma(text: str, other: str) -> Fraction | None:
+    return exact_number(text.replace(",", ".")) if "." in other and _DECIMAL_COMMA.fullmatch(text) else None

@@ -1,0 +1,101 @@
+"""Whether two expressions are the same value, by math-verify and sympy. Runs in `killable` workers only: it can hang.
+
+Numbers are compared here, because math-verify rounds to six decimals, which makes 10^-20 equal to 2·10^-20, and reads
+34 % as 34.
+"""
+
+import logging
+import re
+from typing import Any, Literal
+
+import sympy
+from math_verify import parse, verify
+
+__all__ = ["compare"]
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that nothing stops it; the parent process does
+_DIGITS = 40
+_ROUNDING = sympy.Rational(1, 10**25)
+# So many digits are a calculator's; fewer are an approximation, which is not the value.
+_LONG_DECIMAL = re.compile(r"(?=[0-9]*\.[0-9])(?:0*\.0*)?([1-9](?:\.?[0-9]){11,})")
+_DIGITS_OF_A_DOUBLE = 16
+
+
+def compare(gold: str, answer: str | None) -> Literal["correct", "wrong", "unparsed"]:
+    """The verdict on `answer`, both in normal form; without an answer, whether `gold` is equal to itself."""
+    parsed = _parsed(gold), _parsed(gold if answer is None else answer)
+    if any(expression is None for expression in parsed):
+        return "unparsed"
+    tolerance = _tolerance(f"{gold} {answer}")
+    try:
+        if _are_equal(*parsed, tolerance):
+            return "correct"
+    except (ArithmeticError, AttributeError, TypeError, ValueError):  # sympy, on what cannot be evaluated
+        pass
+    return "unparsed" if answer is None else "wrong"
+
+
+def _tolerance(text: str) -> sympy.Rational:
+    """Relative: one unit of the last digit of a long decimal, if there is one."""
+    digits = [len(number.replace(".", "")) for number in _LONG_DECIMAL.findall(text)]
+    return sympy.Rational(10) ** (1 - min(*digits, _DIGITS_OF_A_DOUBLE)) if digits else _ROUNDING
+
+
+def _parsed(text: str) -> Any:
+    for expression in parse(rf"\boxed{{{text}}}", parsing_timeout=None):
+        if not isinstance(expression, str):
+            return _without_floats(expression)
+    return None
+
+
+def _without_floats(expression: Any) -> Any:
+    """Decimals as the rationals that they spell."""
+    floats = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float) if _is_moderate(number)}
+    return expression.xreplace(floats) if floats else expression
+
+
+def _is_moderate(number: sympy.Float) -> bool:
+    return not number or bool(1e-300 < abs(number) < 1e300)
+
+
+def _are_equal(gold: Any, answer: Any, tolerance: sympy.Rational) -> bool:
+    values = _values(gold), _values(answer)
+    if all(values) and len(values[0]) == len(values[1]):
+        if not all(_are_close(*pair, tolerance) for pair in zip(*map(_sorted, values), strict=True)):
+            return False
+        if _is_number(gold) and _is_number(answer):
+            return True
+    return verify(gold, answer, timeout_seconds=None)
+
+
+def _is_number(expression: Any) -> bool:
+    return isinstance(expression, sympy.Expr) and bool(expression.is_number)
+
+
+def _values(expression: Any) -> list[sympy.Expr]:
+    """The number, or the numbers in a set, tuple, interval or matrix of nothing else; else nothing."""
+    if _is_number(expression):
+        return [expression.doit()]
+    if isinstance(expression, sympy.MatrixBase):
+        parts = list(expression)
+    elif isinstance(expression, sympy.Interval):
+        parts = [expression.start, expression.end]
+    elif isinstance(expression, (sympy.FiniteSet, sympy.Tuple)):
+        parts = list(expression.args)
+    else:
+        return []
+    values = [_values(part) for part in parts]
+    return [value for inner in values for value in inner] if all(values) else []
+
+
+def _sorted(values: list[sympy.Expr]) -> list[sympy.Expr]:
+    return sorted(values, key=lambda value: tuple(map(float, value.evalf(15).as_real_imag())))
+
+
+def _are_close(gold: sympy.Expr, answer: sympy.Expr, tolerance: sympy.Rational) -> bool:
+    if gold.is_Rational and answer.is_Rational and tolerance == _ROUNDING:
+        return bool(gold == answer)
+    if gold.is_infinite or answer.is_infinite:
+        return bool(gold == answer)
+    distance, size = abs((gold - answer).evalf(_DIGITS)), abs(gold.evalf(_DIGITS))
+    return bool(distance <= tolerance * size)
