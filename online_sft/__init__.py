@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from online_sft.losses import token_log_probs, weighted_log_probs, weighted_nll, weighted_nll_from_logits
     from online_sft.normalisation import normalise
     from online_sft.patterns import PATTERNS, pattern_dataset
-    from online_sft.rewards import MathVerificationReward
+    from online_sft.rewards import (
+        CombinedReward,
+        MathVerificationReward,
+        OverlongPenalty,
+        ReasoningGymReward,
+        sandboxed,
+    )
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
     from trainers.online_sft_config import OnlineSFTConfig
     from trainers.online_sft_trainer import OnlineSFTTrainer
@@ -33,10 +39,13 @@ _HOME_OF = {
     "ESTIMATORS": "online_sft.estimators",
     "PATTERNS": "online_sft.patterns",
     "WEIGHTINGS": "online_sft.weightings",
+    "CombinedReward": "online_sft.rewards",
     "LogitTransform": "online_sft.fused_cross_entropy",
     "MathVerificationReward": "online_sft.rewards",
     "OnlineSFTConfig": "trainers.online_sft_config",
     "OnlineSFTTrainer": "trainers.online_sft_trainer",
+    "OverlongPenalty": "online_sft.rewards",
+    "ReasoningGymReward": "online_sft.rewards",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
     "WeightedSFTInterface": "online_sft.interface",
     "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
@@ -47,6 +56,7 @@ _HOME_OF = {
     "pattern_dataset": "online_sft.patterns",
     "prop3": "online_sft.estimators",
     "prop3_stable": "online_sft.estimators",
+    "sandboxed": "online_sft.rewards",
     "token_log_probs": "online_sft.losses",
     "weighted_linear_cross_entropy": "online_sft.fused_cross_entropy",
     "weighted_log_probs": "online_sft.losses",
@@ -60,10 +70,13 @@ __all__ = [
     "ESTIMATORS",
     "PATTERNS",
     "WEIGHTINGS",
+    "CombinedReward",
     "LogitTransform",
     "MathVerificationReward",
     "OnlineSFTConfig",
     "OnlineSFTTrainer",
+    "OverlongPenalty",
+    "ReasoningGymReward",
     "WeightedSFTConfig",
     "WeightedSFTInterface",
     "WeightedSFTTrainer",
@@ -74,6 +87,7 @@ __all__ = [
     "pattern_dataset",
     "prop3",
     "prop3_stable",
+    "sandboxed",
     "token_log_probs",
     "weighted_linear_cross_entropy",
     "weighted_log_probs",

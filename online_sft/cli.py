@@ -1,4 +1,4 @@
-"""The `online-sft` command: `weighted` and `online` train, `env` reports versions.
+"""The `online-sft` command: `weighted` and `online` train, `inspect` and `score` look at data, `env` reports versions.
 
 Heavy imports wait until a run starts, so that every `--help` is quick; this module alone may import `trainers`.
 """
@@ -38,8 +38,9 @@ class RewardArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions, summed: `math` (+1/-1, compares the final answer with the `solution` column), a "
-            "dotted import path (`my_lib.my_reward`), or the path of a reward model."
+            "help": "Reward functions, summed: `math` (+1/-1, is the final answer that of the `solution` column), "
+            "`reasoning_gym` (the problem's own scorer, by its `metadata`), a dotted import path (`my_lib.my_reward`), "
+            "or the path of a reward model."
         },
     )
 
@@ -154,6 +155,41 @@ def _inspect(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _score(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="online-sft score", description=COMMANDS["score"].summary, allow_abbrev=False)
+    parser.add_argument("file", help="A .jsonl, .json, .csv or .parquet file.")
+    parser.add_argument("--gold", required=True, metavar="COLUMN", help="Right answers, or solutions that end in one.")
+    parser.add_argument("--completion", required=True, metavar="COLUMN", help="What to grade: texts or chats.")
+    parser.add_argument("--label", metavar="COLUMN", help="True or false by another grader; default: `label`, if any.")
+    parser.add_argument("--output", metavar="FILE.jsonl", help="Write the rows here, each with its `verdict`.")
+    parser.add_argument("--timeout_s", type=float, default=2.0, help="Wall clock for one answer. Default: 2.")
+    options = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from online_sft.rewards import MathVerificationReward
+    from online_sft.scoring import as_label, print_confusion, print_verdicts, write_verdicts
+
+    dataset = _load_split(DataArguments(dataset_name=options.file), "train")
+    for column in filter(None, (options.gold, options.completion, options.label)):
+        if column not in dataset.column_names:
+            raise UsageError(f"{options.file} has no column {column!r}; it has {', '.join(dataset.column_names)}")
+    console = Console(highlight=False)
+    try:
+        reward = MathVerificationReward(gold_column=options.gold, timeout_s=options.timeout_s)
+        golds = {options.gold: dataset[options.gold]}
+        for line in reward.check_dataset(golds):
+            console.print(f"bad gold: {line}", markup=False)
+        verdicts = reward.verdicts(dataset[options.completion], reward.golds(golds))
+        print_verdicts(verdicts, console)
+        label = options.label or ("label" if "label" in dataset.column_names else None)
+        if label:
+            print_confusion(verdicts, [as_label(value) for value in dataset[label]], console)
+        if options.output:
+            write_verdicts(options.output, dataset, verdicts)
+    except (ValueError, OSError) as error:
+        raise UsageError(error) from error
+
+
 def _env(arguments: list[str]) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -179,6 +215,7 @@ COMMANDS = {
         "...]. Exit code 1 if anything does, 2 if it cannot be told.",
         _inspect,
     ),
+    "score": Command("Grade the answers in a file as the math reward does, and compare with labels.", _score),
     "env": Command("Versions and paths, for a bug report.", _env),
 }
 
@@ -252,10 +289,11 @@ def _load_reward(name: str) -> Any:
     import importlib
     import os
 
-    if name == "math":
-        from online_sft.rewards import MathVerificationReward
+    from online_sft.rewards import MathVerificationReward, ReasoningGymReward
 
-        return MathVerificationReward()
+    named = {"math": MathVerificationReward, "reasoning_gym": ReasoningGymReward}
+    if name in named:
+        return named[name]()
     if os.sep in name or "." not in name:
         return name
     module, attribute = name.rsplit(".", 1)

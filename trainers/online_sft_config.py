@@ -66,7 +66,8 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
     """
 
     def __post_init__(self) -> None:
-        for name, choices in (("estimator", ESTIMATORS), ("baseline", BASELINES)):
+        named = {"estimator": ESTIMATORS, "baseline": BASELINES, "unscorable_if": ("any", "all")}
+        for name, choices in named.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}; got {getattr(self, name)!r}")
         single = self.num_generations == 1

@@ -1,9 +1,11 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
+import logging
 from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from trl import GRPOTrainer
@@ -11,11 +13,15 @@ from trl.trainer.utils import get_config_model_id
 
 from online_sft.baselines import BASELINES, constant
 from online_sft.estimators import ESTIMATORS, advantage
-from online_sft.rewards.checked import checked, missing_columns
+from online_sft.rewards.checked import check_dataset, checked
 from trainers.arguments import config_or_default
 from trainers.online_sft_config import OnlineSFTConfig
 
 __all__ = ["OnlineSFTTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_ROWS_NAMED = 5  # in the report of rows that cannot be graded
 
 # Inputs of vision-language models that TRL carries beside the tokens.
 _MULTIMODAL_INPUTS = (
@@ -38,7 +44,8 @@ class OnlineSFTTrainer(GRPOTrainer):
     Objective: E[r(x, y)] - beta KL(policy || reference), y sampled from the policy. Gradient: that of
     -(1/D) sum_i (A_i + sg(A_i) s_i), D the scored completions of the whole optimizer step over all ranks
     (`online_sft.estimators`); where a step is not one generation batch, its share of that batch's scored completions.
-    A completion that no reward function could score (all returned None) is in neither sum nor D.
+    A completion that cannot be scored (a reward function returned None; `unscorable_if`) is in neither sum nor D, and
+    its other rewards are in no metric.
 
     Constructor, arguments and features are those of `trl.GRPOTrainer`; `args` is an `OnlineSFTConfig`.
 
@@ -84,7 +91,7 @@ class OnlineSFTTrainer(GRPOTrainer):
             )
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
-            _check_columns(train_dataset.column_names, reward_funcs)
+            _check_dataset(train_dataset, reward_funcs, with_rows=args.process_index == 0)
         super().__init__(model, reward_funcs, args, train_dataset, *more, **options)
         self.reward_funcs = [
             function if isinstance(function, nn.Module) else checked(function, name)
@@ -105,8 +112,15 @@ class OnlineSFTTrainer(GRPOTrainer):
             values = rewards_per_func[:, column]
             if isinstance(function, nn.Module) and not values.isfinite().all():
                 raise ValueError(f"reward model {name!r} returned a reward that is not finite: {values.tolist()}")
+        missing = rewards_per_func.isnan()
+        unscorable = missing.any(dim=1) if self.args.unscorable_if == "any" else missing.all(dim=1)
+        if unscorable.all() and not missing.all():
+            logger.warning(
+                "no completion of this batch can be scored: for each, at least one reward function returned None. If "
+                "the functions take turns, each for its own kind of rows, set unscorable_if=all"
+            )
+        rewards_per_func = rewards_per_func.masked_fill(unscorable.unsqueeze(1), torch.nan)  # for TRL's metrics, too
         weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
-        unscorable = rewards_per_func.isnan().all(dim=1)
         self._rewards = weighted.nansum(dim=1).masked_fill(unscorable, torch.nan)  # [B of all ranks]
         return rewards_per_func
 
@@ -143,7 +157,7 @@ class OnlineSFTTrainer(GRPOTrainer):
         scored = ~inputs["advantages"].isnan()
         above_baseline = inputs["advantages"].nan_to_num()
 
-        means = {"entropy": (entropies, mask)}
+        means = {"entropy": (entropies, mask), "unscorable": (~scored, torch.ones_like(scored))}
         written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
         adv = advantage(log_prob, ref_log_prob, above_baseline, beta=self.beta)
         means |= {"log_prob": (log_prob, written), "advantage": (adv, written)}
@@ -180,15 +194,20 @@ class OnlineSFTTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
 
-def _check_columns(columns: list[str], reward_funcs: Any) -> None:
-    if "prompt" not in columns:
-        raise ValueError(f"the train dataset needs a `prompt` column; it has {', '.join(columns)}")
+def _check_dataset(dataset: Any, reward_funcs: Any, with_rows: bool) -> None:
+    """Refuses a data set without the columns that are needed, and reports the rows that cannot be graded."""
+    if "prompt" not in dataset.column_names:
+        raise ValueError(f"the train dataset needs a `prompt` column; it has {', '.join(dataset.column_names)}")
+    has_rows = with_rows and isinstance(dataset, Dataset)  # a stream is checked as it comes
+    columns = {name: dataset[name] if has_rows else [] for name in dataset.column_names}
     for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
         if callable(function) and not isinstance(function, nn.Module):
-            missing = missing_columns(function, columns)
-            if missing:
-                name = getattr(function, "__name__", repr(function))
-                raise ValueError(
-                    f"reward function {name!r} needs the column {', '.join(missing)}; "
-                    f"the train dataset has {', '.join(columns)}"
+            report = check_dataset(function, columns)
+            if report:
+                logger.warning(
+                    "%d of %d rows of the train dataset cannot be graded, and their samples are left out: %s%s",
+                    len(report),
+                    len(dataset),
+                    "; ".join(report[:_ROWS_NAMED]),
+                    "; ..." if len(report) > _ROWS_NAMED else "",
                 )

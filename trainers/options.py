@@ -15,6 +15,8 @@ class OnlineSFTOptions:
         baseline_value: the constant of `baseline="constant"`, in reward units.
         beta: price of the KL divergence from the reference model, in reward units per nat. 0 loads no reference.
         scale_rewards: must be "none": Proposition 3 uses the rewards as they are.
+        unscorable_if: whether a completion is left out of baseline and loss when "any" or only when "all" of the reward
+            functions return None for it.
     """
 
     estimator: str = field(
@@ -46,6 +48,14 @@ class OnlineSFTOptions:
     scale_rewards: str = field(
         default="none",
         metadata={"help": "Only `none`: dividing rewards by their spread would change the objective."},
+    )
+    unscorable_if: str = field(
+        default="any",
+        metadata={
+            "help": "A completion is left out of baseline and loss if `any` reward function returns None for it, or "
+            "only if `all` do: functions that take turns, each for its own kind of rows.",
+            "choices": ["any", "all"],
+        },
     )
 
 

@@ -23,7 +23,7 @@ _MAX_LINES = 40
 
 
 def final_answer(completion: str) -> str | None:
-    r"""The text after the last `Answer:` (the next line if that one is empty), else in the last `\boxed{}` or `\fbox{}`.
+    r"""The text after the last `Answer:` (the next line if that is empty), else in the last `\boxed{}` or `\fbox{}`.
 
     Only the last 4,000 characters count, and of those only what follows the last `</think>`. Boxes joined by `and`,
     `or` or a comma are one answer, a list. None when there is no answer.

@@ -3,10 +3,10 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["checked", "missing_columns"]
+__all__ = ["RewardFunction", "check_dataset", "checked", "is_async"]
 
 RewardFunction = Callable[..., Any]  # returns Sequence[float | None], or a coroutine of one
 # What TRL passes to every reward function beside the data set's columns.
@@ -21,7 +21,29 @@ _PASSED_BY_TRL = {
 }
 
 
-def missing_columns(reward_function: RewardFunction, columns: Iterable[str]) -> list[str]:
+@runtime_checkable
+class _ChecksData(Protocol):
+    """A reward function that can tell which rows it will not be able to score."""
+
+    def check_dataset(self, dataset: Mapping[str, Sequence[Any]]) -> list[str]: ...
+
+
+def check_dataset(reward_function: RewardFunction, dataset: Mapping[str, Sequence[Any]]) -> list[str]:
+    """One line per row of `dataset` (columns by name) that the function says it cannot score; empty columns are fine.
+
+    Raises:
+        ValueError: when the function needs a column that is not there.
+    """
+    name = getattr(reward_function, "__name__", repr(reward_function))
+    missing = _missing_columns(reward_function, dataset)
+    if missing:
+        raise ValueError(
+            f"reward function {name!r} needs the column {', '.join(missing)}; the dataset has {', '.join(dataset)}"
+        )
+    return reward_function.check_dataset(dataset) if isinstance(reward_function, _ChecksData) else []
+
+
+def _missing_columns(reward_function: RewardFunction, columns: Iterable[str]) -> list[str]:
     """Parameters without a default that neither TRL nor the data set's `columns` provide."""
     required = [
         name
@@ -64,8 +86,11 @@ def checked(reward_function: RewardFunction, name: str) -> RewardFunction:
     async def async_wrapper(completions: Sequence[Any], **kwargs: Any) -> Sequence[float | None]:
         return check(await reward_function(completions=completions, **kwargs), len(completions))
 
-    # a callable object carries the `async` on its __call__
-    is_async = any(map(inspect.iscoroutinefunction, (reward_function, type(reward_function).__call__)))
-    chosen: RewardFunction = async_wrapper if is_async else wrapper
+    chosen: RewardFunction = async_wrapper if is_async(reward_function) else wrapper
     chosen.__name__ = name
     return chosen
+
+
+def is_async(reward_function: RewardFunction) -> bool:
+    """Whether calling it gives a coroutine; a callable object carries the `async` on its `__call__`."""
+    return any(map(inspect.iscoroutinefunction, (reward_function, type(reward_function).__call__)))

@@ -1,4 +1,4 @@
-r"""Numbers read exactly, without floating point and without sympy: `1,000`, `1/2`, `2\frac{1}{2}`, `3 \times 10^{8}`."""
+r"""Numbers read exactly, without floating point or sympy: `1,000`, `1/2`, `2\frac{1}{2}`, `3 \times 10^{8}`."""
 
 import re
 from fractions import Fraction

@@ -104,7 +104,9 @@ class MathGrader:
 
     def _remember(self, verdicts: dict[tuple[str, str | None], Verdict]) -> None:
         self._remembered |= {
-            pair: verdict for pair, verdict in verdicts.items() if sum(map(len, filter(None, pair))) < _MAX_CHARACTERS_KEPT
+            pair: verdict
+            for pair, verdict in verdicts.items()
+            if sum(map(len, filter(None, pair))) < _MAX_CHARACTERS_KEPT
         }
         for pair in list(self._remembered)[: max(0, len(self._remembered) - _MAX_CACHED)]:
             del self._remembered[pair]
@@ -134,7 +136,7 @@ def _without_sympy(gold: Spelling, answer: Spelling) -> Verdict | None:
     if _tight(gold.text) == _tight(answer.text):
         return Verdict.CORRECT
     pairs = (gold, answer), (answer, gold)
-    if gold.is_words or answer.is_words or _DIGITS_APART.fullmatch(answer.text) and answer.number is None:
+    if gold.is_words or answer.is_words or (answer.number is None and _DIGITS_APART.fullmatch(answer.text)):
         return Verdict.WRONG
     if len(gold.text) == 1 and (choice := _CHOICE.fullmatch(answer.text)):  # the letter and what it stands for
         return Verdict.CORRECT if choice[1] == gold.text else Verdict.WRONG

@@ -4,6 +4,7 @@
 stop a task. These workers are plain child processes of an interpreter of their own.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -55,7 +56,7 @@ class KillableWorkers:
         warm_up: a first task, run when a process starts and not timed.
 
     Raises:
-        ValueError: for limits that are not positive.
+        ValueError: for limits that are not positive, and a function that cannot be sent to another process.
     """
 
     def __init__(
@@ -132,10 +133,8 @@ class _Worker:
         """Kills the process and all that it has started, and leaves no zombie."""
         process, self._process = self._process, None
         if process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(process.pid, signal.SIGKILL)  # its own session, so its own group
-            except ProcessLookupError:  # it has ended by itself
-                pass
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 assert pipe
@@ -200,12 +199,10 @@ def _share_of_cores() -> int:
 
 
 def _pickled(function: Callable[..., Any]) -> bytes:
-    """By reference where a worker can import it, by value where it cannot."""
-    try:
-        if getattr(function, "__module__", "__main__") != "__main__":
-            return pickle.dumps(function)
-    except (pickle.PicklingError, AttributeError, TypeError):  # a closure or a lambda
-        pass
+    """By reference where a worker can import it; by value where it cannot: closures, lambdas, `__main__`."""
     import dill
 
-    return dill.dumps(function, recurse=True)
+    try:
+        return dill.dumps(function, recurse=True)
+    except (pickle.PicklingError, TypeError) as error:
+        raise ValueError(f"{function!r} cannot be sent to another process: {error}") from error

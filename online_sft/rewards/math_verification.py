@@ -1,21 +1,21 @@
 """The math reward: is the completion's final answer equal to the problem's?"""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from online_sft.rewards.answers import final_answer
 from online_sft.rewards.grading import MathGrader, Verdict
+from online_sft.rewards.messages import Completion, text_of
 
 __all__ = ["MathVerificationReward"]
 
-Completion = str | list[dict[str, Any]]
 _GOLD_COLUMNS = ("solution", "ground_truth", "reward_model")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MathVerificationReward:
     r"""A reward function in TRL's signature: is the final answer equal to the gold one?
 
@@ -57,6 +57,7 @@ class MathVerificationReward:
     def __call__(
         self,
         completions: Sequence[Completion],
+        *,
         prompts: Sequence[Any] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
@@ -69,7 +70,7 @@ class MathVerificationReward:
         Raises:
             ValueError: when the columns hold no golds, or more than one column does.
         """
-        verdicts = self.verdicts(completions, self._golds(prompts, columns))
+        verdicts = self.verdicts(completions, self.golds(columns, prompts))
         if log_metric:
             for name, share in _shares(verdicts).items():
                 log_metric(f"math_verification/{name}", share)
@@ -86,7 +87,7 @@ class MathVerificationReward:
         Raises:
             ValueError: when there is no column of golds, or none of the golds can be graded against.
         """
-        golds = self._golds(dataset["prompt"] if self.reward_lookup is not None else None, dataset)
+        golds = self.golds(dataset, dataset.get("prompt"))
         report = [
             f"row {row}: gold {str(gold)[:80]!r}: {fault.value}"
             for row, (gold, fault) in enumerate(zip(golds, self._grader.faults(golds), strict=True))
@@ -103,7 +104,12 @@ class MathVerificationReward:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_grader"}
 
-    def _golds(self, prompts: Sequence[Any] | None, columns: Mapping[str, Sequence[Any]]) -> list[object]:
+    def golds(self, columns: Mapping[str, Sequence[Any]], prompts: Sequence[Any] | None = None) -> list[object]:
+        """The gold of each row, from `reward_lookup` or from the one column that holds them.
+
+        Raises:
+            ValueError: when no column holds golds, or several do.
+        """
         if self.reward_lookup is not None:
             if prompts is None:
                 raise ValueError("reward_lookup finds golds by prompt, and no prompts were passed")
@@ -114,17 +120,6 @@ class MathVerificationReward:
             found = f"has {' and '.join(present)}" if present else f"has none of {', '.join(candidates)}"
             raise ValueError(f"the math reward needs one column of golds, and the data {found}; set gold_column")
         return [gold["ground_truth"] if isinstance(gold, Mapping) else gold for gold in columns[present[0]]]
-
-
-def text_of(messages: Completion, role: str = "assistant") -> str:
-    """The text itself, or that of the last message of `role` in a chat; of a content in parts, its text parts."""
-    if isinstance(messages, str):
-        return messages
-    contents = [message.get("content") for message in messages if message["role"] == role]
-    content = contents[-1] if contents else ""
-    if isinstance(content, str) or content is None:
-        return content or ""
-    return "".join(part.get("text", "") for part in content if part["type"] == "text")
 
 
 def _shares(verdicts: Sequence[Verdict]) -> dict[str, float]:

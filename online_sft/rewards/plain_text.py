@@ -11,32 +11,32 @@ _SUPERSCRIPT_RUN = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 _VULGAR_FRACTION = re.compile("[¼½¾⅐-⅞]")
 _SYMBOLS = str.maketrans(
     {
-        "−": "-",
-        "–": "-",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "÷": "/",
-        "∕": "/",
-        "⁄": "/",
-        "√": r"\sqrt ",
-        "∞": r"\infty ",
-        "π": r"\pi ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "≈": r"\approx ",
-        "±": r"\pm ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∈": r"\in ",
-        "°": r"^{\circ}",
+        "\N{MINUS SIGN}": "-",
+        "\N{EN DASH}": "-",
+        "\N{MULTIPLICATION SIGN}": r"\times ",
+        "\N{MIDDLE DOT}": r"\cdot ",
+        "\N{DOT OPERATOR}": r"\cdot ",
+        "\N{DIVISION SIGN}": "/",
+        "\N{DIVISION SLASH}": "/",
+        "\N{FRACTION SLASH}": "/",
+        "\N{SQUARE ROOT}": r"\sqrt ",
+        "\N{INFINITY}": r"\infty ",
+        "\N{GREEK SMALL LETTER PI}": r"\pi ",
+        "\N{LESS-THAN OR EQUAL TO}": r"\le ",
+        "\N{GREATER-THAN OR EQUAL TO}": r"\ge ",
+        "\N{NOT EQUAL TO}": r"\ne ",
+        "\N{ALMOST EQUAL TO}": r"\approx ",
+        "\N{PLUS-MINUS SIGN}": r"\pm ",
+        "\N{UNION}": r"\cup ",
+        "\N{INTERSECTION}": r"\cap ",
+        "\N{ELEMENT OF}": r"\in ",
+        "\N{DEGREE SIGN}": r"^{\circ}",
     }
 )
 
 
 def readable(text: str) -> str:
-    """The same text with compatibility forms folded (`３４` is `34`), `x²` as `x^{2}`, `1½` as `1 1/2`, `π` as `\\pi`.
+    """The same text with full-width digits and the like folded, `x²` as `x^{2}`, `1½` as `1 1/2`, `π` as `\\pi`.
 
     Special tokens of chat templates and invisible characters go; control characters and lone surrogates become spaces,
     so that no two digits are joined that were apart.

@@ -15,7 +15,12 @@ _QUOTED = re.compile(r"`(.*)`|\"(.*)\"|\(([A-Za-z])\)", re.DOTALL)
 _FUNCTIONS = "arccos|arcsin|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|pi"
 _SUBSTITUTIONS = [
     (re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({-])"), "^"),
-    (re.compile(r"\\?\$|(?<!\\)\\[()\[\]]|\\displaystyle|\\left(?![a-z])|\\right(?![a-z])|\\[bB]igg?[lr]?(?![a-z])|\*\*"), ""),
+    (
+        re.compile(
+            r"\\?\$|(?<!\\)\\[()\[\]]|\\displaystyle|\\left(?![a-z])|\\right(?![a-z])|\\[bB]igg?[lr]?(?![a-z])|\*\*"
+        ),
+        "",
+    ),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r",\s*\\!\s*|\{,\}"), ","),
     (re.compile(r"\\!"), ""),
@@ -42,10 +47,13 @@ _UNIT_WORDS = re.compile(
 )
 # Words that change the value, join two, or belong to a formula; the rest after a number says what was counted.
 _NO_UNITS = frozenset(
-    "hundred thousand million billion trillion dozen half percent and or not no if when where for is are was than "
-    "mod sin cos tan cot sec csc log ln exp sqrt pi inf infinity nan lim max min gcd lcm det base plus minus times over "
-    "frac choose cdot to".split()
-)
+    [
+        "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "percent", "and", "or",
+        "not", "no", "if", "when", "where", "for", "is", "are", "was", "than", "mod", "sin", "cos", "tan",
+        "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "inf", "infinity", "nan", "lim", "max", "min",
+        "gcd", "lcm", "det", "base", "plus", "minus", "times", "over", "frac", "choose", "cdot", "to",
+    ]
+)  # fmt: skip
 _ABBREVIATIONS = {
     "mm": "millimeter",
     "cm": "centimeter",
@@ -126,7 +134,7 @@ def normal_form(answer: str) -> str:
 
 
 def alternatives(text: str) -> list[str]:
-    """The parts of `text` between `and`, `or`, `,` and `;` that stand outside all brackets. One part: a single answer."""
+    """The parts of `text` between `and`, `or`, `,` and `;` outside all brackets. One part: a single answer."""
     if exact_number(text) is not None:
         return [text]
     parts, depth = [""], 0

@@ -59,9 +59,9 @@ def _is_moderate(number: sympy.Float) -> bool:
 
 
 def _are_equal(gold: Any, answer: Any, tolerance: sympy.Rational) -> bool:
-    values = _values(gold), _values(answer)
-    if all(values) and len(values[0]) == len(values[1]):
-        if not all(_are_close(*pair, tolerance) for pair in zip(*map(_sorted, values), strict=True)):
+    gold_values, answer_values = _sorted(_values(gold)), _sorted(_values(answer))
+    if gold_values and len(gold_values) == len(answer_values):
+        if not all(_are_close(*pair, tolerance=tolerance) for pair in zip(gold_values, answer_values, strict=True)):
             return False
         if _is_number(gold) and _is_number(answer):
             return True
@@ -92,7 +92,7 @@ def _sorted(values: list[sympy.Expr]) -> list[sympy.Expr]:
     return sorted(values, key=lambda value: tuple(map(float, value.evalf(15).as_real_imag())))
 
 
-def _are_close(gold: sympy.Expr, answer: sympy.Expr, tolerance: sympy.Rational) -> bool:
+def _are_close(gold: sympy.Expr, answer: sympy.Expr, *, tolerance: sympy.Rational) -> bool:
     if gold.is_Rational and answer.is_Rational and tolerance == _ROUNDING:
         return bool(gold == answer)
     if gold.is_infinite or answer.is_infinite:

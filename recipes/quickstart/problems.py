@@ -8,7 +8,7 @@ from datasets import Dataset
 from reasoning_gym.dataset import ProceduralDataset
 
 from online_sft import MathVerificationReward
-from online_sft.rewards.answers import extract_answer
+from online_sft.rewards.answers import final_answer
 
 NUM_TRAIN, NUM_HELD_OUT = 16_000, 400
 PHRASES = ["State the final answer to the following arithmetic problem: ", " + ", " - ", " =", " Answer: "]
@@ -57,9 +57,9 @@ class AgreeingReward:
     __name__: str = "math_verification"
 
     def __call__(self, completions: list[str], solution: list[str], index: list[int], **columns: object) -> list:
-        rewards = self.reward(completions, solution)
+        rewards = self.reward(completions, solution=solution)
         for completion, problem, reward in zip(completions, index, rewards, strict=True):
-            score = self.generator.score_answer(extract_answer(completion), self.generator[problem])
+            score = self.generator.score_answer(final_answer(completion), self.generator[problem])
             if (score == 1.0) != (reward == self.reward.correct_reward):
                 raise AssertionError(f"reasoning-gym scores {completion!r} {score}, our reward says {reward}")
         return rewards
