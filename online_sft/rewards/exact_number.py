@@ -7,15 +7,15 @@ __all__ = ["exact_number"]
 
 _MAX_DIGITS = 400  # longer "numbers" are a model gone astray, and Python's int() is quadratic in the digits
 _MAX_EXPONENT = 400
-_INTEGER = r"(?:[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9])|[0-9]+)"
-_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
+_DECIMAL = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+_SPACED = r"[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]*)?"
 _FRACTION = re.compile(
     rf"(?P<sign>[+-]?) ?(?:(?P<whole>[0-9]+)[ ]?)??"
     rf"(?:\\frac ?(?:\{{ ?(?P<n1>-?[0-9]+) ?\}}|(?P<n2>[0-9])) ?(?:\{{ ?(?P<d1>-?[0-9]+) ?\}}|(?P<d2>[0-9]))"
     rf"|(?<![0-9])(?P<n3>{_DECIMAL}) ?/ ?(?P<d3>{_DECIMAL}))"
 )
 _SCIENTIFIC = re.compile(
-    rf"(?P<sign>[+-]?) ?(?P<mantissa>{_DECIMAL})"
+    rf"(?P<sign>[+-]?) ?(?P<mantissa>{_DECIMAL}|{_SPACED})"
     r"(?: ?(?:\\times|\\cdot|\*|x) ?10 ?(?:\^|\*\*) ?(?:\{ ?(?P<e1>[+-]?[0-9]{1,3}) ?\}|(?P<e2>[+-]?[0-9]{1,3}))"
     r"|[eE](?P<e3>[+-]?[0-9]{1,3}))?"
 )

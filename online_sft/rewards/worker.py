@@ -10,12 +10,13 @@ import pickle
 import resource
 import signal
 import struct
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
+
+import psutil
 
 __all__ = ["main", "read_frame", "write_frame"]
 
@@ -57,13 +58,14 @@ def main(parent: int) -> None:
         write_frame(replies, json.dumps({"raised": traceback.format_exc()}).encode())
         return
     write_frame(replies, b'{"ready": true}')
+    process = psutil.Process()
 
     while (payload := read_frame(requests)) is not None:
         # The kernel's own deadline: a hung C call holds the interpreter lock, so that no thread here could end it.
         _lower(resource.RLIMIT_CPU, int(time.process_time() + timeout_s) + 2)
         reply = _reply(function, payload)
         # What a task has allocated stays with the process; a new one is cheap.
-        reply["retire"] = "exhausted" in reply or _peak_memory_bytes() > memory_bytes / 2
+        reply["retire"] = "exhausted" in reply or process.memory_info().rss > memory_bytes / 2
         write_frame(replies, json.dumps(reply).encode())
 
 
@@ -88,7 +90,3 @@ def _lower(limit: int, value: int) -> None:
     allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (allowed, hard))
 
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
