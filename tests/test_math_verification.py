@@ -203,14 +203,14 @@ def test_a_script_without_a_main_guard_and_its_memory(tmp_path):
     """The whole table in one script: in time, and the process that would train grows by less than 50 MB."""
     (tmp_path / "script.py").write_text(
         textwrap.dedent(
-            f"""
+            rf"""
             import gzip, json, re, time
             from online_sft import MathVerificationReward
             with gzip.open({str(ADVERSARIAL)!r}, "rt") as file:
                 rows = [json.loads(line) for line in file]
             def megabytes(name):  # VmRSS now, VmHWM at its peak; getrusage would count the parent's before exec
                 with open("/proc/self/status") as file:
-                    return int(re.search(name + r":\s+(\d+) kB", file.read())[1]) / 1000
+                    return int(re.search(name + r":[ \t]+([0-9]+) kB", file.read())[1]) / 1000
             before = megabytes("VmRSS")
             reward = MathVerificationReward()
             slowest = 0.0
