@@ -172,6 +172,69 @@ def test_a_file_that_cannot_be_read_is_named(run_dir, capsys, text, message):
     assert message in line
 
 
+def test_reasoning_gyms_scorers_are_a_reward_by_name(run_dir):
+    import reasoning_gym
+
+    items = reasoning_gym.create_dataset("chain_sum", seed=0, size=4)
+    with (run_dir / "gym.jsonl").open("w") as file:
+        for item in items:
+            row = {"prompt": item["question"], "answer": item["answer"], "metadata": json.dumps(item["metadata"])}
+            file.write(json.dumps(row) + "\n")
+    arguments = ["--config", "run.yaml", "--dataset_name", "gym.jsonl", "--reward_funcs", "reasoning_gym"]
+    cli.main(["online", *arguments, "--max_steps", "1", "--num_generations", "4", "--max_completion_length", "4"])
+    state = json.loads((run_dir / "out" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert "rewards/reasoning_gym/mean" in state["log_history"][0]
+
+
+# --- score
+
+ROWS = [
+    {"response": "Answer: 1", "solution": "1", "label": True},
+    {"response": "Answer: 2", "solution": "1", "label": False},
+    {"response": "Answer: 2", "solution": "1", "label": True},
+    {"response": "no idea", "solution": "1", "label": None},
+    {"response": [{"role": "assistant", "content": "x"}], "solution": "", "label": False},
+]
+
+
+@pytest.fixture
+def graded(tmp_path):
+    with (tmp_path / "graded.jsonl").open("w") as file:
+        for row in ROWS:
+            file.write(json.dumps({**row, "response": str(row["response"])}) + "\n")
+    return ["score", "graded.jsonl", "--gold", "solution", "--completion", "response"]
+
+
+def test_score_prints_verdicts_accuracy_and_the_confusion_with_labels(graded, capsys):
+    cli.main([*graded, "--output", "out.jsonl"])
+    printed = capsys.readouterr().out
+    assert "bad gold: row 4: gold '': no_answer" in printed
+    assert "accuracy 25.00%: 1 correct of 4 rows that can be scored" in printed
+    cells = [
+        [cell.strip() for cell in line.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[1:-1]] for line in printed.split("\n")
+    ]
+    assert ["no_answer", "1", "20.00%"] in cells
+    for row in (["correct", "1", "0", "0"], ["wrong", "1", "1", "1"], ["unscorable", "0", "1", "0"]):
+        assert row in cells
+    assert "agreement 66.67%: 2 of 3 rows with a grade and a label" in printed
+    assert "row 2: wrong, but its label is true" in printed
+    with open("out.jsonl") as file:
+        assert [json.loads(line)["verdict"] for line in file] == ["correct", "wrong", "wrong", "no_answer", "bad_gold"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label", "is_correct"], "graded.jsonl has no column 'is_correct'; it has response, solution, label"),
+        (["--label", "response"], "a label must be true or false, or 1 or 0; got 'Answer: 1'"),
+        (["--timeout_s", "0"], "timeout_s must be positive; got 0.0"),
+        (["--output", "no/folder/out.jsonl"], "No such file or directory"),
+    ],
+)
+def test_what_score_cannot_do_is_one_line(graded, capsys, options, message):
+    assert message in error_of(capsys, *graded, *options)
+
+
 @pytest.mark.slow
 def test_it_runs_under_accelerate_launch(run_dir):
     done = subprocess.run(

@@ -205,7 +205,56 @@ def test_reward_rises_on_a_task_a_newcomer_understands(model, tokenizer, cpu_arg
     assert sum(rewards[-5:]) / 5 > 0.9
 
 
+# --- what cannot be scored
+
+
+def ones(completions, **columns):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(("unscorable_if", "unscored"), [("any", {0, 3, 5}), ("all", set())])
+def test_a_sample_that_one_function_cannot_score_is_left_out_though_another_can(
+    model, tokenizer, sgd_args, unscorable_if, unscored
+):
+    """The other function's reward alone would be half-way between right and wrong, in loss, baseline and metrics."""
+    reward = Recorder(unscorable=lambda index: index in (0, 3, 5))
+    args = {**sgd_args, "baseline": "none", "unscorable_if": unscorable_if, "log_completions": False}
+    trainer = run(model, tokenizer, [reward, ones], args)
+    sums = [1.0 + (r or 0.0) for i, r in enumerate(reward.rewards) if i not in unscored]
+    entry = trainer.state.log_history[0]
+    assert_close(entry["reward"], sum(sums) / len(sums))
+    assert_close(entry["advantage"], sum(sums) / len(sums))
+    assert entry["unscorable"] == len(unscored) / 8
+    assert entry["rewards/ones/mean"] == 1.0
+
+
+def test_functions_that_take_turns_are_told_of_unscorable_if_all(model, tokenizer, sgd_args, caplog):
+    never = Recorder(unscorable=lambda index: True)
+    before = copy.deepcopy(model.state_dict())
+    trainer = run(model, tokenizer, [never, ones], sgd_args)
+    assert "no completion of this batch can be scored" in caplog.text
+    assert "set unscorable_if=all" in caplog.text
+    for name, value in trainer.model.state_dict().items():
+        assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_bad_golds_are_reported_when_the_data_is_loaded_and_left_out_in_training(model, tokenizer, sgd_args, caplog):
+    data = Dataset.from_list([{"prompt": "1 + 1 =", "solution": "2"}] * 7 + [{"prompt": "2 =", "solution": "9^{9^9}"}])
+    trainer = run(model, tokenizer, MathVerificationReward(), {**sgd_args, "max_steps": 4}, data=data)
+    assert "1 of 8 rows of the train dataset cannot be graded" in caplog.text
+    assert "row 7: gold '9^{9^9}': screened" in caplog.text
+    shares = [entry["math_verification/bad_gold"] for entry in trainer.state.log_history[:4]]
+    assert sum(shares) == 0.5  # 4 samples of one prompt in 4 batches of 8
+    assert [entry["unscorable"] for entry in trainer.state.log_history[:4]] == shares
+    for entry in trainer.state.log_history[:4]:  # the unscorable are in neither
+        assert_close(entry["rewards/math_verification/mean"], 2 * entry["math_verification/accuracy"] - 1)
+
+
 # --- bad input
+
+
+def asks_for_a_hint(completions, hint):
+    return [0.0] * len(completions)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +268,12 @@ def test_reward_rises_on_a_task_a_newcomer_understands(model, tokenizer, cpu_arg
         (
             Dataset.from_list([{"prompt": "1"}]),
             MathVerificationReward(),
-            "reward function 'math_verification' needs the column solution; the train dataset has prompt",
+            "the math reward needs one column of golds, and the data has none of solution, ground_truth, reward_model",
+        ),
+        (
+            Dataset.from_list([{"prompt": "1"}]),
+            asks_for_a_hint,
+            "reward function 'asks_for_a_hint' needs the column hint; the dataset has prompt",
         ),
     ],
 )
@@ -259,6 +313,7 @@ def test_a_group_baseline_needs_a_group(cpu_args, baseline):
         ({"baseline": "mean"}, "baseline must be one of constant, group_mean, leave_one_out, none; got 'mean'"),
         ({"epsilon": 0.3}, "epsilon=0.3 belongs to GRPO's loss"),
         ({"loss_type": "grpo"}, "loss_type='grpo' belongs to GRPO's loss"),
+        ({"unscorable_if": "some"}, "unscorable_if must be one of all, any; got 'some'"),
         ({"baseline_value": 0.5}, "baseline_value=0.5 is for baseline=constant; got baseline=leave_one_out"),
         ({"generation_kwargs": {"temperature": 0.7}}, "generation_kwargs sets temperature"),
         ({"scale_rewards": "group"}, "scale_rewards='group' would change the objective"),

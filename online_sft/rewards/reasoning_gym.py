@@ -89,7 +89,7 @@ class ReasoningGymReward:
 def _fault(score: float | str | None) -> str | None:
     if score is None:
         return "no known source_dataset"
-    return score if isinstance(score, str) else None if score > 0 else "its own answer scores 0"
+    return score if isinstance(score, str) else None if score >= 1 else f"its own answer scores {score:g}"
 
 
 def _answer(completion: str) -> str | None:
