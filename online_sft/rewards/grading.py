@@ -42,6 +42,10 @@ class Verdict(Enum):
         return None if self is Verdict.BAD_GOLD else self is Verdict.CORRECT
 
 
+_GOLD_WAS_READ = frozenset({Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED})
+_Pair = tuple[str, str | None]  # gold and answer; with None: can the gold itself be graded against
+
+
 class MathGrader:
     """Compares answers with golds; neither raises nor hangs, whatever stands in them.
 
@@ -61,7 +65,7 @@ class MathGrader:
             num_workers=num_workers,
             warm_up=(r"\frac{1}{2}", r"\sqrt{2}"),
         )
-        self._remembered: dict[tuple[str, str | None], Verdict] = {}
+        self._remembered: dict[_Pair, Verdict] = {}
 
     def grade(self, golds: Sequence[object], answers: Sequence[str | None]) -> list[Verdict]:
         """One verdict per pair. A gold may be a whole solution (`gold_answer`); the answer None is none.
@@ -70,10 +74,10 @@ class MathGrader:
         left out, that problem's reward would always be positive.
         """
         texts = [gold_answer(gold) for gold in golds]
+        pairs: list[_Pair] = [(gold, answer or "") for gold, answer in zip(texts, answers, strict=True)]
+        verdicts = self._verdicts(pairs)
         faults = self._faults(texts)
-        pairs = [(gold, answer or "") for gold, answer in zip(texts, answers, strict=True)]
-        verdicts = self._verdicts({pair for pair in pairs if faults[pair[0]] is None})
-        return [verdicts.get(pair, Verdict.BAD_GOLD) for pair in pairs]
+        return [Verdict.BAD_GOLD if faults[pair[0]] else verdicts[pair] for pair in pairs]
 
     def faults(self, golds: Iterable[object]) -> list[Verdict | None]:
         """Why each gold cannot be graded against, in the words of a verdict; None where it can."""
@@ -82,27 +86,24 @@ class MathGrader:
         return [faults[text] for text in texts]
 
     def _faults(self, golds: Iterable[str]) -> dict[str, Verdict | None]:
-        verdicts = self._verdicts({(gold, None) for gold in golds})
+        verdicts = self._verdicts((gold, None) for gold in golds)
         return {gold: None if verdict.is_correct else verdict for (gold, _), verdict in verdicts.items()}
 
-    def _verdicts(self, pairs: Iterable[tuple[str, str | None]]) -> dict[tuple[str, str | None], Verdict]:
-        """Verdicts of (gold, answer); of (gold, None): whether the gold equals itself."""
-        verdicts: dict[tuple[str, str | None], Verdict] = {}
-        tasks: dict[tuple[str, str | None], tuple[str, str | None]] = {}
-        for pair in pairs:
-            gold, answer = spelling(pair[0]), None if pair[1] is None else spelling(pair[1])
-            verdict = self._remembered.get(pair) or (_fault(gold) if answer is None else _without_sympy(gold, answer))
-            if verdict is None:
-                tasks[pair] = (gold.text, None if answer is None else answer.text)
-            else:
-                verdicts[pair] = verdict
-        if tasks:
-            for pair, result in zip(tasks, self._workers.run(tasks.values()), strict=True):
+    def _verdicts(self, pairs: Iterable[_Pair]) -> dict[_Pair, Verdict]:
+        known = {pair: self._remembered.get(pair) or _without_sympy(*pair) for pair in dict.fromkeys(pairs)}
+        verdicts = {pair: verdict for pair, verdict in known.items() if verdict}
+        asked = [pair for pair in known if pair not in verdicts]
+        if asked:
+            tasks = [(spelling(gold).text, None if answer is None else spelling(answer).text) for gold, answer in asked]
+            for pair, result in zip(asked, self._workers.run(tasks), strict=True):
                 verdicts[pair] = Verdict(result.reason if isinstance(result, Failure) else result)
         self._remember(verdicts)
+        # an answer that sympy has compared tells that its gold can be read
+        compared = [pair for pair in asked if pair[1] is not None and verdicts[pair] in _GOLD_WAS_READ]
+        self._remember({(gold, None): Verdict.CORRECT for gold, _ in compared})
         return verdicts
 
-    def _remember(self, verdicts: dict[tuple[str, str | None], Verdict]) -> None:
+    def _remember(self, verdicts: dict[_Pair, Verdict]) -> None:
         self._remembered |= {
             pair: verdict
             for pair, verdict in verdicts.items()
@@ -118,17 +119,16 @@ def _compare(gold: str, answer: str | None) -> str:
     return compare(gold, answer)
 
 
-def _fault(gold: Spelling) -> Verdict | None:
-    """Whether the gold can be used, as far as that can be told without sympy."""
-    if not gold.text:
-        return Verdict.NO_ANSWER
-    if gold.number is not None or gold.is_words:
-        return Verdict.CORRECT
-    return Verdict.SCREENED if why_screened(gold.text) else None
-
-
-def _without_sympy(gold: Spelling, answer: Spelling) -> Verdict | None:
+def _without_sympy(gold_text: str, answer_text: str | None) -> Verdict | None:
     """The verdict where text and exact fractions decide; None where it takes sympy."""
+    gold = spelling(gold_text)
+    fault = Verdict.SCREENED if why_screened(gold.text) else None if gold.text else Verdict.NO_ANSWER
+    if answer_text is not None:
+        return Verdict.BAD_GOLD if fault else _compared(gold, spelling(answer_text))
+    return fault or (Verdict.CORRECT if gold.number is not None or gold.is_words else None)
+
+
+def _compared(gold: Spelling, answer: Spelling) -> Verdict | None:
     if not answer.text:
         return Verdict.NO_ANSWER
     if gold.unit and answer.unit and gold.unit != answer.unit:

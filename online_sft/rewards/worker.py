@@ -89,4 +89,3 @@ def _lower(limit: int, value: int) -> None:
     _, hard = resource.getrlimit(limit)
     allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (allowed, hard))
-
