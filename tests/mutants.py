@@ -18,6 +18,13 @@ DENOMINATORS, ADVANTAGES = "online_sft/denominators.py", "online_sft/advantages.
 WEIGHTED, ONLINE, STEP = (f"trainers/{n}.py" for n in ("weighted_sft_trainer", "online_sft_trainer", "step_weights"))
 DATA, COLLATOR, HEAD = (f"trainers/weighted_{name}.py" for name in ("data", "collator", "lm_head"))
 RUNNING = "trainers/running_advantages.py"
+ANSWERS, NUMBER, SPELLING, SCREEN, GRADING, SYMBOLIC, KILLABLE, WORKER, MATHS, OVERLONG, COMBINED, SANDBOX, GYM = (
+    f"online_sft/rewards/{name}.py"
+    for name in (
+        *("answers", "exact_number", "spelling", "screening", "grading", "symbolic", "killable", "worker"),
+        *("math_verification", "overlong", "combined", "sandboxed", "reasoning_gym"),
+    )
+)
 IN_SFT, IN_ONLINE, IN_OPTIONS = "weighted_sft_trainer", "online_sft_trainer", "weighted_sft_options"
 IN_FUSED, IN_DATA, IN_PATHS, IN_SEEDS = "fused_cross_entropy", "weighted_data", "weighted_paths", "seed_interfaces"
 
@@ -124,6 +131,51 @@ MUTANTS = [
     ("the accumulation", ONLINE, "* self.current_gradient_accumulation_steps", "", IN_ONLINE),
     ("reward weights", ONLINE, "rewards_per_func * self.rew", "rewards_per_func + 0 * self.rew", IN_ONLINE),
     ("the number of processes", ONLINE, "/ self.accelerator.num_processes", "/ 1", "distributed"),
+    ("unscorable if any", ONLINE, "missing.any(dim=1) if", "missing.all(dim=1) if", IN_ONLINE),
+    ("unscorable in TRL's metrics", ONLINE, "rewards_per_func.masked_fill(uns", "rewards_per_func.masked_fill(False & uns", IN_ONLINE),
+    ("the report of bad golds", ONLINE, "            if report:", "            if not report:", IN_ONLINE),
+    ("the last answer line", ANSWERS, "lines[-1].end()", "lines[0].end()", "answers"),
+    ("what was thought", ANSWERS, '.rpartition("</think>")[2]', "", "answers"),
+    ("prose for answer lines", ANSWERS, "{0,3}answer", "{0,9}answer", "answers"),
+    ("the last box", ANSWERS, "start, _, content = boxes[-1]", "start, _, content = boxes[0]", "answers"),
+    ("a closing brace", ANSWERS, '{"{": 1, "}": -1}.get(text', '{"{": 0, "}": -1}.get(text', "answers"),
+    ("percent", NUMBER, "else number / 100", "else number", "exact_number"),
+    ("the sign of a mixed number", NUMBER, 'return -number if sign', 'return number if sign', "exact_number"),
+    ("improper mixed numbers", NUMBER, "if 0 < numerator < denominator", "if numerator", "exact_number"),
+    ("the base", NUMBER, "Fraction(int(digits, base))", "Fraction(int(digits))", "exact_number"),
+    ("scale words as units", SPELLING, '"hundred", "thousand", "million",', '"hundred", "thousand",', "spelling"),
+    ("the power of a unit", SPELLING, 'f"^{power}" if power else ""', '""', "spelling"),
+    ("variables as units", SPELLING, "and not (glued and len(word) == 1)", "", "spelling"),
+    ("brackets around lists", SPELLING, "if depth <= 0 and word in", "if word in", "spelling"),
+    ("towers", SCREEN, 'if inner["base"] and not _is_small_power', 'if not inner["base"] and not _is_small_power', "screening"),
+    ("two answers for one", GRADING, "if len(alternatives(answer.text)) > 1 and", "if False and", "grading"),
+    ("another unit", GRADING, "if gold.unit and answer.unit and", "if False and", "grading"),
+    ("names by anagram", GRADING, "if gold.is_words or answer.is_words or", "if", "grading"),
+    ("digits apart", GRADING, "answer.number is None and _DIGITS", "False and _DIGITS", "grading"),
+    ("approximate integers", GRADING, "numbers[0].denominator == 1 or not", "not", "grading"),
+    ("bad golds and equal answers", GRADING, "Verdict.BAD_GOLD if faults[pair[0]] else", "", "grading"),
+    ("the relative tolerance", SYMBOLIC, "distance <= tolerance * size", "distance <= sympy.Rational(1, 10**6)", "grading"),
+    ("decimals as floats", SYMBOLIC, "return expression.xreplace(floats) if floats else expression", "return expression", "grading"),
+    ("0/0", SYMBOLIC, "not _has_a_value(parsed_gold)", "False", "grading"),
+    ("the deadline", KILLABLE, "deadline - time.monotonic()", "10", "killable"),
+    ("what the worker started", KILLABLE, "os.killpg(process.pid, signal.SIGKILL)", "process.kill()", "killable"),
+    ("zombies", KILLABLE, "            process.wait()\n", "", "killable"),
+    ("forks", KILLABLE, "if self._pid != os.getpid()", "if self._pid is None", "killable"),
+    ("the parent's death", WORKER, "while os.getppid() == parent", "while True", "killable"),
+    ("the kernel's deadline", WORKER, "int(time.process_time() + timeout_s) + 2", "10_000", "killable"),
+    ("the memory limit", WORKER, "_lower(resource.RLIMIT_AS, memory_bytes)", "pass", "killable"),
+    ("prints", WORKER, "os.dup2(2, 1)", "pass", "killable"),
+    ("retirement", WORKER, "process.memory_info().rss > memory_bytes / 2", "False", "killable"),
+    ("accuracy with bad golds", MATHS, "len(verdicts) - counts[Verdict.BAD_GOLD]", "len(verdicts)", "math_verification"),
+    ("two columns of golds", MATHS, "if len(present) != 1", "if not present", "math_verification"),
+    ("the last assistant message", "online_sft/rewards/messages.py", "contents[-1]", "contents[0]", "math_verification"),
+    ("the overlong slope", OVERLONG, "tokens / self.cache_length", "tokens / self.max_completion_length", "overlong"),
+    ("the overlong factor", OVERLONG, "-self.factor * min", "-min", "overlong"),
+    ("unscorable in a sum", COMBINED, "if len(scored) < len(parts) or None in gates", "if None in gates", "combined"),
+    ("a gate", COMBINED, "sum(scored) if all(", "sum(scored) if any(", "combined"),
+    ("rows of the sandbox", SANDBOX, "[value[index]] if", "[value[0]] if", "sandboxed"),
+    ("failures as rewards", SANDBOX, "self.failed if isinstance(result, Failure)", "0.0 if isinstance(result, Failure)", "sandboxed"),
+    ("the last tagged answer", GYM, "return tagged[-1]", "return tagged[0]", "reasoning_gym_reward"),
     ("the rank's own slice", ONLINE, "self.accelerator.process_index * len(inputs)", "0", "distributed"),
 ]  # fmt: skip
 

@@ -29,7 +29,7 @@ def hang_in_c(_):
 
 
 def sleep_with_a_child(_):
-    subprocess.run(["sleep", "1000"])
+    subprocess.run(["sleep", "12345"])
 
 
 def eat_memory(_):
@@ -81,6 +81,14 @@ def until(condition, seconds=10):
     return condition()
 
 
+def none_is_left(parent, seconds=10):
+    """Whether all workers of `parent` end; those that do not are ended here, so that they disturb no other test."""
+    left = until(lambda: not workers_of(parent), seconds) or workers_of(parent)
+    for process in left if left is not True else []:
+        process.kill()
+    return left is True
+
+
 def zombies():
     return [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
 
@@ -97,7 +105,12 @@ def test_what_hangs_is_killed_at_its_deadline_with_all_that_it_started(function)
     start = time.monotonic()
     assert [failure.reason for failure in workers.run([(1,)])] == ["timed_out"]
     assert time.monotonic() - start < 3
-    assert not [p for p in psutil.Process().children(recursive=True) if p.name() == "sleep"]
+    sleeping = [
+        process for process in psutil.process_iter(["name", "cmdline"]) if "12345" in (process.info["cmdline"] or ())
+    ]
+    for process in sleeping:
+        process.kill()
+    assert not sleeping
     assert not zombies()
 
 
@@ -176,12 +189,13 @@ def test_the_workers_end_with_the_object():
 def test_a_forked_process_starts_its_own_and_leaves_its_parents_alone():
     workers = KillableWorkers(square, num_workers=1)
     assert workers.run([(2,)]) == [4]
-    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(workers.run([(3,)]) != [9]))
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=lambda: os._exit(workers.run([(3,)]) != [9]), daemon=True)
     child.start()
     child.join(20)
     assert child.exitcode == 0
     assert workers.run([(4,)]) == [16]
-    assert until(lambda: not workers_of(child.pid))
+    assert none_is_left(child.pid)
 
 
 SCRIPT = """
@@ -214,7 +228,7 @@ def test_no_worker_outlives_a_script_without_a_main_guard(tmp_path, kind, end):
     if end == "killed":
         script.send_signal(signal.SIGKILL)
     script.wait(20)
-    assert until(lambda: not workers_of(script.pid)), workers_of(script.pid)
+    assert none_is_left(script.pid)
     script.stderr.close()
 
 
@@ -224,5 +238,5 @@ def test_a_hung_c_call_whose_parent_was_killed_is_ended_by_the_kernel(tmp_path):
     script.stderr.readline()
     script.send_signal(signal.SIGKILL)
     script.wait(20)
-    assert until(lambda: not workers_of(script.pid), seconds=20)  # 1 s and 2 s more of processor time
+    assert none_is_left(script.pid, seconds=20)  # 1 s and 2 s more of processor time
     script.stderr.close()

@@ -27,7 +27,10 @@ def test_every_block_runs(saved_model, tmp_path, monkeypatch):
     """`make` lines are CI's own; `runs/quickstart/a_imitation` is the tiny model of the tests; two steps are enough."""
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     (tmp_path / "model").rename(tmp_path / "runs" / "quickstart" / "a_imitation")
-    demonstrations = [{"prompt": "1 + 1 =", "completion": f" Answer: {a}", "advantages": float(a == 2)} for a in (2, 3)]
+    demonstrations = [
+        {"prompt": "1 + 1 =", "solution": "2", "completion": f" Answer: {a}", "advantages": float(a == 2)}
+        for a in (2, 3)
+    ]
     Dataset.from_list(demonstrations).to_json(tmp_path / "runs" / "quickstart" / "demonstrations.jsonl")
     namespace: dict = {}
     for language, block in BLOCKS:
@@ -40,7 +43,7 @@ def test_every_block_runs(saved_model, tmp_path, monkeypatch):
                     with pytest.raises(SystemExit, match="1"):  # it finds the row of weight 0
                         cli.main(words[1:])
                 elif words and words[0] == "online-sft":
-                    steps = [] if words[1] == "env" else ["--max_steps", "2"]
+                    steps = ["--max_steps", "2"] if words[1] in ("weighted", "online") else []
                     cli.main([*words[1:], *steps])
                 else:
                     assert not words or words[0] in ("make", "git", "cd"), line

@@ -83,7 +83,7 @@ def _are_equal(gold: Any, answer: Any, tolerance: sympy.Rational) -> bool:
 
 
 def _differ_somewhere(gold: sympy.Expr, answer: sympy.Expr) -> bool:
-    """Whether the two have different values at one point: what takes `simplify` milliseconds or for ever to find out."""
+    """Whether the two have different values at one point, which `simplify` may take for ever to find out."""
     symbols = gold.free_symbols | answer.free_symbols
     names = sorted({symbol.name for symbol in symbols})
     # by name: whether a symbol is real depends on the text that it was read from
