@@ -199,6 +199,39 @@ def test_every_hostile_answer_returns_in_time(called):
     assert max(received[0].values()) < SLOWEST_S, received[0]
 
 
+FOUND_IN_REVIEW = [
+    # completion, gold, why
+    ("Answer: " + "a " * 1990, "42", "words, which one pattern read in exponentially many ways"),
+    ("Answer: 42", "a " * 30, "the same in a gold"),
+    ("Answer: (" + r"\text{a}" * 440 + ")", "42", "much markup"),
+    ("Answer: 1", r"\boxed{" * 8000, "boxes that never close in a gold"),
+    ("Answer: x = 0.5 = 1/2", "0.25 < 0.5 < x", "decimals in relations"),
+    (r"\boxed{\lfloor \begin{pmatrix}1.5\\2.5\end{pmatrix} \rfloor}", "2", "sympy raises"),
+    (r"Answer: \{\infty\} \pm \infty 1.25", r"|\langle \sqrt{2},\ldots\rangle|", "sympy raises on the gold"),
+    (
+        r"Answer: \int_0^\infty e^{-x^2}\sin(x^3)\cos(x^{1/3}) dx+0",
+        r"\int_0^\infty e^{-x^2}\sin(x^3)\cos(x^{1/3}) dx",
+        "both hang",
+    ),
+    ("Answer: 1", 10**5000, "an integer that str() refuses"),
+    ([{}, {"content": "x"}, {"role": "assistant", "content": [{"text": "x"}, {"type": "text"}]}], "1", "odd chats"),
+]
+
+
+@pytest.mark.parametrize(("completion", "gold", "why"), FOUND_IN_REVIEW, ids=[row[2] for row in FOUND_IN_REVIEW])
+def test_what_a_review_found(completion, gold, why):
+    reward = MathVerificationReward()
+    start = time.monotonic()
+    assert reward([completion], solution=[gold]) in ([-1.0], [None])
+    assert time.monotonic() - start < SLOWEST_S
+
+
+@pytest.mark.parametrize("completion", [None, 5, b"Answer: 5"])
+def test_what_is_no_completion_is_named(completion):
+    with pytest.raises(ValueError, match="a completion must be a string or a list of messages; got"):
+        MathVerificationReward()([completion], solution=["5"])
+
+
 def test_a_script_without_a_main_guard_and_its_memory(tmp_path):
     """The whole table in one script: in time, and the process that would train grows by less than 50 MB."""
     (tmp_path / "script.py").write_text(

@@ -12,10 +12,10 @@ __all__ = ["final_answer", "gold_answer"]
 _TAIL = 4000  # characters; a final answer stands at the end, and pattern matching on 100,000 is slow
 # "We may check our answer: ..." is prose: in lower case at most three words stand before it.
 _ANSWER_LINE = re.compile(
-    r"(?:(?<![A-Za-z])A(?:nswer|NSWER)|^[^\w\n]*(?:\w+ +){0,3}answer)[ \t*_]*:[ \t*_]*", re.MULTILINE
+    r"(?:(?<![A-Za-z])A(?:nswer|NSWER)|^[^\w\n]*(?:\w+ +){0,3}answer)[ \t*_]*:(?!\s*\})[ \t*_]*", re.MULTILINE
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}$\\]+))")
-_BETWEEN_BOXES = re.compile(r"[\s$,;]|\\[()\[\],;: ]|\\text\{|\}|and|or|\\quad|\\qquad")
+_BETWEEN_BOXES = re.compile(r"(?:[\s$]|\\[()\[\],;: ]|\\text\{|\}|\\q?quad|(?P<joint>and|or|[,;]))*")
 _NO_CONTENT = re.compile(r"(?:[\s$*_`]|\\\[|\\\(|latex|math)*\n")
 _NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z][a-z])")
 _GSM8K = re.compile(r"####[ \t]*([^\n]+)")
@@ -29,16 +29,20 @@ def final_answer(completion: str) -> str | None:
     `or` or a comma are one answer, a list. None when there is no answer.
     """
     text = readable(completion[-_TAIL:]).rpartition("</think>")[2]
-    lines = list(_ANSWER_LINE.finditer(text))
-    if lines:
-        answer = _first_statement(text[lines[-1].end() :])
-        return _boxed(answer) or answer or None
+    for line in reversed(list(_ANSWER_LINE.finditer(text))):
+        answer = _first_statement(text[line.end() :])
+        if answer and answer.count("{") >= answer.count("}"):  # else it stands in a box
+            is_next_line = "\n" in text[line.end() : text.index(answer, line.end())]
+            return _boxed(answer) or (is_next_line and _boxed(text[line.end() :])) or answer
     return _boxed(text) or None
 
 
 def gold_answer(gold: object) -> str:
     r"""The answer in a solution: after `####` (GSM8K), in its last `\boxed{}`, after `Answer:`, else all of it."""
-    text = "" if gold is None else readable(str(gold))
+    try:
+        text = "" if gold is None else readable(str(gold)[-_TAIL:])
+    except ValueError:  # an integer of more than 4,300 digits
+        return ""
     marked = _GSM8K.findall(text)
     if marked:
         return marked[-1].strip()
@@ -65,12 +69,12 @@ def _boxed(text: str) -> str | None:
     start, _, content = boxes[-1]
     contents = [content]
     for earlier, end, content in reversed(boxes[:-1]):
-        between = text[end:start]
-        if end > start or not between.strip(" $") or _BETWEEN_BOXES.sub("", between):
+        between = _BETWEEN_BOXES.fullmatch(text[end:start])
+        if between is None or not between["joint"]:
             break
         contents.insert(0, content)
         start = earlier
-    return ", ".join(contents).strip()
+    return ", ".join(dict.fromkeys(map(str.strip, contents)))
 
 
 def _content(text: str, box: re.Match[str]) -> tuple[int, int, str] | None:

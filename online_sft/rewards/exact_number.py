@@ -19,6 +19,9 @@ _SCIENTIFIC = re.compile(
     r"(?: ?(?:\\times|\\cdot|\*|x) ?10 ?(?:\^|\*\*) ?(?:\{ ?(?P<e1>[+-]?[0-9]{1,3}) ?\}|(?P<e2>[+-]?[0-9]{1,3}))"
     r"|[eE](?P<e3>[+-]?[0-9]{1,3}))?"
 )
+_REPEATING = re.compile(
+    r"(?P<sign>-?) ?(?P<whole>[0-9]*)\.(?P<once>[0-9]*)\\(?:overline|bar|dot) ?\{(?P<again>[0-9]+)\}"
+)
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf" ?({'|'.join(_SCALES)})$", re.IGNORECASE)
 _IN_BASE = re.compile(r"([0-9]+) ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
@@ -29,7 +32,8 @@ def exact_number(text: str) -> Fraction | None:
     r"""The number that `text` spells, as a fraction; None when it spells none.
 
     Integers, decimals, thousands (`1,000`, `1 000`), ratios (`3/4`, `\frac34`), mixed numbers (`1 1/2`), scientific
-    notation, `5 million`, `204_5` (in base 5), and `\%` as hundredths. `text` is in `spelling.normal_form`.
+    notation, `0.1\overline{6}`, `5 million`, `204_5` (in base 5), and `\%` as hundredths. `text` is in
+    `spelling.normal_form`.
     """
     if len(text) > _MAX_DIGITS:
         return None
@@ -44,6 +48,9 @@ def exact_number(text: str) -> Fraction | None:
         if abs(exponent) > _MAX_EXPONENT:
             return None
         return _signed(match["sign"], _decimal(match["mantissa"]) * Fraction(10) ** exponent)
+    if match := _REPEATING.fullmatch(text):
+        tail = Fraction(int(match["again"]), 10 ** len(match["again"]) - 1) / 10 ** len(match["once"])
+        return _signed(match["sign"], Fraction(f"{match['whole'] or 0}.{match['once'] or 0}") + tail)
     if match := _IN_BASE.fullmatch(text):
         digits, base = match[1], int(match[2] or match[3])
         return Fraction(int(digits, base)) if int(max(digits)) < base and 2 <= base <= 36 else None

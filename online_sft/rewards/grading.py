@@ -9,17 +9,19 @@ from online_sft.rewards.answers import gold_answer
 from online_sft.rewards.exact_number import exact_number
 from online_sft.rewards.killable import Failure, KillableWorkers
 from online_sft.rewards.screening import why_screened
-from online_sft.rewards.spelling import Spelling, alternatives, spelling
+from online_sft.rewards.spelling import Spelling, alternatives, spelling, with_both_signs
 
 __all__ = ["MathGrader", "Verdict"]
 
 _MAX_CACHED = 10_000
 _MAX_CHARACTERS_KEPT = 1000
+_LONGEST = 2000  # characters as they were written; what is longer is not worth the time to normalise it
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _SPACE_BESIDE_NO_DIGIT = re.compile(r"(?<![0-9]) | (?![0-9])")
 _DIGITS_APART = re.compile(r"[+-]?[0-9.]+(?: [0-9.]+)+")
 _MULTIPLE_OF_A_VARIABLE = re.compile(r"[+-]?[0-9.]+[A-Za-z]")
-_CHOICE = re.compile(r"\(?([A-Z])\)?[).:] \S.*")
+_CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:])\s*(?!(?:or|and|not|is)\b)(?!.*(?:\([A-Z]\)|\b[A-Z][.):]))(\S.*)")
+_ASSIGNED = re.compile(r"[A-Za-z]\w* ?= ?(?=[^=]*$)")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{10,}")
 _SEVERAL_VALUES = re.compile(r"[,;<>=]|\\(?:[pm]{2}|cup|\{|[lg]eq?|in)(?![a-z])|\b(?:and|or)\b")
 
@@ -58,6 +60,7 @@ class MathGrader:
     """
 
     def __init__(self, timeout_s: float = 2.0, memory_gib: float = 2.0, num_workers: int | None = None) -> None:
+        self._timeout_s = timeout_s
         self._workers = KillableWorkers(
             _compare,
             timeout_s=timeout_s,
@@ -76,7 +79,8 @@ class MathGrader:
         texts = [gold_answer(gold) for gold in golds]
         pairs: list[_Pair] = [(gold, answer or "") for gold, answer in zip(texts, answers, strict=True)]
         verdicts = self._verdicts(pairs)
-        faults = self._faults(texts)
+        # a pair that has timed out says nothing of its gold; half the time is enough to read that alone
+        faults = self._faults(texts, timeout_s=self._timeout_s / 2)
         return [Verdict.BAD_GOLD if faults[pair[0]] else verdicts[pair] for pair in pairs]
 
     def faults(self, golds: Iterable[object]) -> list[Verdict | None]:
@@ -85,17 +89,17 @@ class MathGrader:
         faults = self._faults(texts)
         return [faults[text] for text in texts]
 
-    def _faults(self, golds: Iterable[str]) -> dict[str, Verdict | None]:
-        verdicts = self._verdicts((gold, None) for gold in golds)
+    def _faults(self, golds: Iterable[str], timeout_s: float | None = None) -> dict[str, Verdict | None]:
+        verdicts = self._verdicts(((gold, None) for gold in golds), timeout_s)
         return {gold: None if verdict.is_correct else verdict for (gold, _), verdict in verdicts.items()}
 
-    def _verdicts(self, pairs: Iterable[_Pair]) -> dict[_Pair, Verdict]:
+    def _verdicts(self, pairs: Iterable[_Pair], timeout_s: float | None = None) -> dict[_Pair, Verdict]:
         known = {pair: self._remembered.get(pair) or _without_sympy(*pair) for pair in dict.fromkeys(pairs)}
         verdicts = {pair: verdict for pair, verdict in known.items() if verdict}
         asked = [pair for pair in known if pair not in verdicts]
         if asked:
-            tasks = [(spelling(gold).text, None if answer is None else spelling(answer).text) for gold, answer in asked]
-            for pair, result in zip(asked, self._workers.run(tasks), strict=True):
+            tasks = [(_for_sympy(gold), None if answer is None else _for_sympy(answer)) for gold, answer in asked]
+            for pair, result in zip(asked, self._workers.run(tasks, timeout_s), strict=True):
                 verdicts[pair] = Verdict(result.reason if isinstance(result, Failure) else result)
         self._remember(verdicts)
         # an answer that sympy has compared tells that its gold can be read
@@ -119,8 +123,19 @@ def _compare(gold: str, answer: str | None) -> str:
     return compare(gold, answer)
 
 
+def _for_sympy(text: str) -> str:
+    spelled = spelling(text)
+    if spelled.number is None or _LONG_DECIMAL.search(spelled.text):
+        return with_both_signs(spelled.text)
+    return rf"\frac{{{spelled.number.numerator}}}{{{spelled.number.denominator}}}"
+
+
 def _without_sympy(gold_text: str, answer_text: str | None) -> Verdict | None:
     """The verdict where text and exact fractions decide; None where it takes sympy."""
+    if len(gold_text) > _LONGEST:
+        return Verdict.SCREENED if answer_text is None else Verdict.BAD_GOLD
+    if answer_text is not None and len(answer_text) > _LONGEST:
+        return Verdict.SCREENED
     gold = spelling(gold_text)
     fault = Verdict.SCREENED if why_screened(gold.text) else None if gold.text else Verdict.NO_ANSWER
     if answer_text is not None:
@@ -136,10 +151,16 @@ def _compared(gold: Spelling, answer: Spelling) -> Verdict | None:
     if _tight(gold.text) == _tight(answer.text):
         return Verdict.CORRECT
     pairs = (gold, answer), (answer, gold)
-    if gold.is_words or answer.is_words or (answer.number is None and _DIGITS_APART.fullmatch(answer.text)):
+    if gold.is_words or answer.is_words:
+        return Verdict.CORRECT if gold.text.casefold() == answer.text.casefold() else Verdict.WRONG
+    if answer.number is None and _DIGITS_APART.fullmatch(answer.text):
         return Verdict.WRONG
-    if len(gold.text) == 1 and (choice := _CHOICE.fullmatch(answer.text)):  # the letter and what it stands for
-        return Verdict.CORRECT if choice[1] == gold.text else Verdict.WRONG
+    for one, other in pairs:
+        if choice := _CHOICE.fullmatch(one.text):  # the letter and what it stands for
+            if len(other.text) == 1 and other.text.isalpha():
+                return Verdict.CORRECT if choice[1] == other.text else Verdict.WRONG
+            if other.number is not None:
+                return _compared(other, spelling(choice[2]))
     if any(_MULTIPLE_OF_A_VARIABLE.fullmatch(one.text) and other.number is not None for one, other in pairs):
         return Verdict.WRONG  # math-verify takes the variable for a unit
     numbers = _numbers(gold, answer)
@@ -148,6 +169,8 @@ def _compared(gold: Spelling, answer: Spelling) -> Verdict | None:
     # sympy forgives a calculator's 16 digits of a value that has no end; an integer needs no digits
     if numbers and (numbers[0].denominator == 1 or not _LONG_DECIMAL.search(gold.text + answer.text)):
         return Verdict.WRONG
+    if numbers is None and (lists := _number_lists(gold, answer)):
+        return Verdict.CORRECT if sorted(lists[0]) == sorted(lists[1]) else Verdict.WRONG
     if len(alternatives(answer.text)) > 1 and (gold.number is not None or not _SEVERAL_VALUES.search(gold.text)):
         return Verdict.WRONG
     return Verdict.SCREENED if why_screened(answer.text) else None
@@ -158,11 +181,21 @@ def _tight(text: str) -> str:
 
 
 def _numbers(gold: Spelling, answer: Spelling) -> tuple[Fraction, Fraction] | None:
-    """Both as exact numbers; a decimal comma is read as one where the other side has a decimal point."""
-    left = gold.number if gold.number is not None else _decimal_comma(gold.text, other=answer.text)
-    right = answer.number if answer.number is not None else _decimal_comma(answer.text, other=gold.text)
+    left, right = _number(gold, beside=answer.text), _number(answer, beside=gold.text)
     return None if left is None or right is None else (left, right)
 
 
-def _decimal_comma(text: str, other: str) -> Fraction | None:
-    return exact_number(text.replace(",", ".")) if "." in other and _DECIMAL_COMMA.fullmatch(text) else None
+def _number_lists(*sides: Spelling) -> list[list[Fraction]] | None:
+    """The numbers that each side lists; None where one lists something else."""
+    lists = [[exact_number(part) for part in alternatives(side.text)] for side in sides]
+    exact = [[number for number in numbers if number is not None] for numbers in lists]
+    return exact if exact == lists and not any(_LONG_DECIMAL.search(side.text) for side in sides) else None
+
+
+def _number(side: Spelling, beside: str) -> Fraction | None:
+    """Its exact number; of `x = 5`, where the other side is no equation; of `1,5`, where it has a decimal point."""
+    if side.number is not None:
+        return side.number
+    if "=" not in beside and (assigned := _ASSIGNED.match(side.text)):
+        return exact_number(side.text[assigned.end() :])
+    return exact_number(side.text.replace(",", ".")) if "." in beside and _DECIMAL_COMMA.fullmatch(side.text) else None

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import LifoQueue
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from online_sft.rewards.worker import write_frame
@@ -77,31 +77,35 @@ class KillableWorkers:
         self._lock = threading.Lock()
         self._pid: int | None = None  # of the process that the workers below belong to
 
-    def run(self, tasks: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """The value of `function(*task)`, or a `Failure`, for each task, in their order.
+    def run(self, tasks: Iterable[tuple[Any, ...]], timeout_s: float | None = None) -> list[Any]:
+        """The value of `function(*task)`, or a `Failure`, for each task, in their order; a shorter limit may be given.
 
         Raises:
             RuntimeError: when the function raised an exception of its own, or cannot be loaded in a worker.
         """
         executor = self._started()
-        return list(executor.map(self._run_one, [pickle.dumps(task) for task in tasks]))
+        limit_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        return list(executor.map(lambda task: self._run_one(pickle.dumps(task), limit_s), list(tasks)))
 
     def _started(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pid != os.getpid():  # first use, or first use after a fork, whose parent keeps the old ones
                 self._pid = os.getpid()
-                self._workers: LifoQueue[_Worker] = LifoQueue()
+                self._workers: SimpleQueue[_Worker] = (
+                    SimpleQueue()
+                )  # first in, first out: a new process has time to start
                 workers = [_Worker(self._setup) for _ in range(self._num_workers)]
                 for worker in workers:
+                    worker.start()  # all at once: their imports take half a second
                     self._workers.put(worker)
                 self._executor = ThreadPoolExecutor(self._num_workers, thread_name_prefix="killable")
                 weakref.finalize(self, _end, workers, os.getpid())
         return self._executor
 
-    def _run_one(self, payload: bytes) -> Any:
+    def _run_one(self, payload: bytes, timeout_s: float) -> Any:
         worker = self._workers.get()
         try:
-            return worker.run(payload, self._timeout_s)
+            return worker.run(payload, timeout_s)
         finally:
             self._workers.put(worker)
 
@@ -116,13 +120,13 @@ class _Worker:
 
     def run(self, payload: bytes, timeout_s: float) -> Any:
         if self._process is None or self._process.poll() is not None:
-            self._start()
+            self.start()
         if not self._is_ready:
             self._await_ready()
         reply = self._exchange(payload, timeout_s)
         if isinstance(reply, Failure) or reply["retire"]:
             self.end()
-            self._start()  # the imports of the next one overlap with what this process does now
+            self.start()  # the imports of the next one overlap with what this process does now
         if isinstance(reply, Failure):
             return reply
         if "raised" in reply:
@@ -140,7 +144,7 @@ class _Worker:
                 assert pipe
                 pipe.close()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self.end()
         path = [entry for entry in sys.path if isinstance(entry, str)]
         self._process = subprocess.Popen(

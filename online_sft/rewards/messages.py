@@ -8,11 +8,17 @@ Completion = str | list[dict[str, Any]]
 
 
 def text_of(messages: Completion, role: str = "assistant") -> str:
-    """The text itself, or that of the last message of `role` in a chat; of a content in parts, its text parts."""
+    """The text itself, or that of the last message of `role` in a chat; of a content in parts, its text parts.
+
+    Raises:
+        ValueError: for what is neither a string nor a list of messages.
+    """
     if isinstance(messages, str):
         return messages
-    contents = [message.get("content") for message in messages if message["role"] == role]
+    if not isinstance(messages, (list, tuple)):
+        raise ValueError(f"a completion must be a string or a list of messages; got {messages!r:.80}")
+    contents = [message.get("content") for message in messages if message.get("role") == role]
     content = contents[-1] if contents else ""
-    if isinstance(content, str) or content is None:
+    if not isinstance(content, list):
         return content or ""
-    return "".join(part.get("text", "") for part in content if part["type"] == "text")
+    return "".join(part.get("text") or "" for part in content if part.get("type") == "text")

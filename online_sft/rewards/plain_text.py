@@ -11,6 +11,13 @@ _SUPERSCRIPT_RUN = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 _VULGAR_FRACTION = re.compile("[¼½¾⅐-⅞]")
 _SYMBOLS = str.maketrans(
     {
+        "\N{IDEOGRAPHIC FULL STOP}": ".",
+        "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+        "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+        "\N{CHECK MARK}": "",
+        "\N{HEAVY CHECK MARK}": "",
+        "\N{WHITE HEAVY CHECK MARK}": "",
+        "\N{CUBE ROOT}": r"\sqrt[3]",
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
         "\N{MULTIPLICATION SIGN}": r"\times ",

@@ -13,9 +13,10 @@ _MAX_EXPONENT = 100_000
 _EXPONENT = re.compile(r"(?P<base>[\d)}\]]?) ?(?:\^|\*\*) ?(?P<open>[{(]|\\left ?[({])?")
 _NUMBER = re.compile(r"\d+")
 _HUGE_SCIENTIFIC = re.compile(r"\d ?[eE][+-]?\d{4,}")
-_HUGE_FACTORIAL = re.compile(r"!\s*!|\d{5,}\s*!|[)}\]]\s*!")
-_HUGE_BINOMIAL = re.compile(r"\\[dt]?binom[^a-zA-Z]*\d{5,}|\\[dt]?binom ?\{[^{}]*\} ?\{\d{5,}|\d{5,} ?\\choose")
-_LONG_SUM = re.compile(r"\\(?:sum|prod)[^a-zA-Z]*.*?\^ ?(?:\{[^{}]*(?:\^|\d{5})|\d{5})")
+_HUGE_FACTORIAL = re.compile(r"!\s*!\s*!|\d{4,}\s*!\s*!|\d{5,}\s*!|(?:\d{4,}|[\^!])[^()]*[)}\]]\s*!")
+_BINOMIAL = re.compile(r"\\[dt]?binom ?\{ ?([^{}]*)\} ?\{([^{}]*)\}|(\d+) ?\\choose ?(\d+)")
+_LONG_SUM = re.compile(r"\\(?:sum|prod)[^a-zA-Z]*.*?\^ ?(?:\{[^{}]*(?:\^|\d{6})|\d{6})")
+_VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]|\\(?:alpha|beta|theta|phi|lambda|pi)")
 
 
 def why_screened(text: str) -> str | None:
@@ -28,7 +29,7 @@ def why_screened(text: str) -> str | None:
         return "a huge power"
     if _HUGE_FACTORIAL.search(text):
         return "a huge factorial"
-    if _HUGE_BINOMIAL.search(text):
+    if any(_is_huge_binomial(*filter(None, match.groups())) for match in _BINOMIAL.finditer(text)):
         return "a huge binomial"
     if _LONG_SUM.search(text):
         return "a long sum or product"
@@ -52,10 +53,21 @@ def _has_huge_power(text: str) -> bool:
         exponent = _group(text, match.end()) if match["open"] else text[match.end() : match.end() + 1]
         if any(int(number) >= _MAX_EXPONENT for number in _NUMBER.findall(exponent)):
             return True
+        if _VARIABLE.search(exponent):
+            continue  # a power with a variable in it is not evaluated
         for inner in _EXPONENT.finditer(exponent):
             if inner["base"] and not _is_small_power(exponent):
                 return True
     return False
+
+
+def _is_huge_binomial(upper: str, lower: str = "") -> bool:
+    """By its arguments: `\\binom{10000}{2}` is small, `\\binom{10000}{5000}` has 3,000 digits, which is enough."""
+    if "^" in upper + lower or "!" in upper + lower:
+        return True
+    if not (upper.strip().isdecimal() and lower.strip().isdecimal()):
+        return False
+    return min(int(lower), abs(int(upper) - int(lower))) * len(upper) > 50_000
 
 
 def _is_small_power(text: str) -> bool:

@@ -1,89 +1,70 @@
-r"""One spelling for answers that differ in markup only: `\dfrac`, `$…$`, `\left(`, `34 apples`, `28 percent`."""
+r"""One spelling for answers that differ in markup only: `\dfrac`, `$…$`, `\left(`, `The answer is 34`, `28 percent`."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from online_sft.rewards.exact_number import exact_number
 from online_sft.rewards.plain_text import readable
+from online_sft.rewards.units import TEXT, without_unit
 
-__all__ = ["Spelling", "alternatives", "normal_form", "spelling"]
+__all__ = ["Spelling", "alternatives", "normal_form", "spelling", "with_both_signs"]
 
-_TEXT = r"\\(?:text|textrm|textbf|textit|textnormal|mathrm|mathbf|mathit|mbox|operatorname)"
-_WRAPPED = re.compile(rf"(?:\\boxed|\\fbox|{_TEXT})\s*\{{([^{{}}]*)\}}")
-_QUOTED = re.compile(r"`(.*)`|\"(.*)\"|\(([A-Za-z])\)", re.DOTALL)
-_FUNCTIONS = "arccos|arcsin|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|pi"
-_SUBSTITUTIONS = [
+_WRAPPED = re.compile(rf"(?:\\boxed|\\fbox|\\underline|{TEXT})\s*\{{([^{{}}]*)\}}")
+_QUOTED = re.compile(r"`(.*)`|\"(.*)\"|\(([A-Za-z])\)|([A-Z])\)", re.DOTALL)
+_FUNCTIONS = "arccos|arcsin|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd"
+_INVISIBLE = (
+    r"(?:\\?\$|(?<!\\)\\[()\[\]]|\\displaystyle(?![a-z])|\\(?:left|right)(?![a-zA-Z])|\\[bB]igg?[lr]?(?![a-z])|\*\*"
+    r"|\\(?:bf|rm|it|sf|tt|large|Large|huge|Huge)(?![a-zA-Z])|[€£¥₹]|(?<![a-zA-Z])USD(?![a-zA-Z])|\\checkmark|\\textcolor\{\w+\}|\\color\{\w+\})"
+)
+_SUBSTITUTIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({-])"), "^"),
+    (re.compile(rf"(?<=[0-9]){_INVISIBLE}+(?=[0-9])"), " "),  # 3\$4 is not 34
+    (re.compile(_INVISIBLE), ""),
+    (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"(?<=[0-9])(?:\{,\}|,\s*\\!\s*|\\!|\\,)(?=[0-9]{3}(?![0-9]))"), ""),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\!"), ""),
+    (re.compile(r"\\begin\{cases\}(.*?)\\end\{cases\}", re.DOTALL), lambda cases: cases[1].replace(r"\\", ",")),
+    (re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-z])"), " "),
+    (re.compile(rf"{TEXT}\{{([ei])\}}|(?<![0-9])(?<![0-9] ){TEXT}\{{([A-Za-z])\}}"), r"\1\2"),
+    (re.compile(rf"{TEXT}\{{[^{{}}]*: *\}}|^(?i:answer) ?: ?"), ""),  # \text{Answer: }
     (
-        re.compile(
-            r"\\?\$|(?<!\\)\\[()\[\]]|\\displaystyle|\\left(?![a-z])|\\right(?![a-z])|\\[bB]igg?[lr]?(?![a-z])|\*\*"
-        ),
+        re.compile(r"^(?:\\(?:approx|sim|therefore)(?![a-z])|(?i:about|approximately|option|choice|=)(?![a-zA-Z])) ?"),
         "",
     ),
-    (re.compile(r"\\[dtc]frac"), r"\\frac"),
-    (re.compile(r",\s*\\!\s*|\{,\}"), ","),
-    (re.compile(r"\\!"), ""),
-    (re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))"), ","),
-    (re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-z])"), " "),
-    (re.compile(rf"{_TEXT}\{{([A-Za-z])\}}"), r"\1"),
-    (re.compile(rf"(?:\\?%|(?:{_TEXT}\{{\s*|\b)(?:percent|per cent|pct)\b\s*\}}?)", re.IGNORECASE), r"\\%"),
+    (re.compile(r"^(?:negative|minus) (?=[0-9\\])"), "-"),
+    (re.compile(rf"^{TEXT}\{{ ?\(([A-Z])\) ?\}}(?= ?\S)"), r"(\1) "),
+    (
+        re.compile(
+            rf"(?:\\?%|(?:{TEXT}\{{\s*|\b)(?:percent|per cent|pct)\b\s*\}}?|{TEXT}\{{\s*\\?%\s*\}})", re.IGNORECASE
+        ),
+        r"\\%",
+    ),
     (re.compile(r"(?<![\\a-zA-Z])(?:infinity|inf)(?![a-zA-Z])", re.IGNORECASE), r"\\infty "),
-    (re.compile(r"(?<![\\a-zA-Z])sqrt ?\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?![a-zA-Z])"), r"\\\1 "),
+    (re.compile(r"(?<![\\a-zA-Z])sqrt"), r"\\sqrt "),
+    (re.compile(r"\\sqrt ?(\[[0-9]\])? ?\(([^()]*)\)"), r"\\sqrt\1{\2}"),
+    (re.compile(rf"(?<![\\a-zA-Z])({_FUNCTIONS})(?= ?[(\\{{a-zA-Z0-9^_])(?![a-zA-Z])"), r"\\\1 "),
+    (re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])"), r"\\pi "),
+    (re.compile(r"\^ ?(-[0-9]+|-[a-z])"), r"^{\1}"),
+    (re.compile(r"\\not ?="), r"\\ne "),
     (re.compile(r"\\varnothing"), r"\\emptyset"),
-    (re.compile(r"[€£¥]|(?<![a-zA-Z])USD(?![a-zA-Z])"), ""),
-    (re.compile(rf"{_TEXT}\{{\s*(million|billion|trillion|thousand|hundred|and|or)\s*\}}", re.IGNORECASE), r" \1 "),
+    (re.compile(r"\\lbrace(?![a-z])"), r"\\{"),
+    (re.compile(r"\\rbrace(?![a-z])"), r"\\}"),
+    (re.compile(r"\\langle(?![a-z])"), "("),
+    (re.compile(r"\\rangle(?![a-z])"), ")"),
+    (re.compile(rf"{TEXT}\{{\s*(million|billion|trillion|thousand|hundred|and|or|,|;)\s*\}}", re.IGNORECASE), r" \1 "),
     (re.compile(r"\s+"), " "),
 ]
+_SEMICOLON_IN_BRACKETS = re.compile(r"([\[(][^\[\]();]*);(?=[^\[\]()]*[\])])")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[a-zA-Z])")
-_STATEMENT = re.compile(r"(?:[A-Za-z'][\w']*[ ,]+|\\?[A-Za-z]+ )*?(?:is|are|equals)(?: equal to| about)?:? (?=[^a-z ])")
-_EDGES = " \t\n$*"
-_POWER = r"(?: ?\^ ?\{?(?P<power>-?[0-9])\}?)?$"
-_UNIT_MARKUP = re.compile(rf" ?{_TEXT}\{{(?P<words>[^{{}}]*)\}}" + _POWER)
-_DEGREES = re.compile(r" ?\^ ?(?:\{ ?\\circ ?\}|\\circ) ?[CF]?$")
-_UNIT_WORDS = re.compile(
-    r"(?<=[0-9})])(?P<space> ?)(?P<words>[A-Za-z]+\.?(?: ?/ ?[A-Za-z]+)?(?: [A-Za-z]+\.?){0,4})" + _POWER
-)
-# Words that change the value, join two, or belong to a formula; the rest after a number says what was counted.
-_NO_UNITS = frozenset(
-    [
-        "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "percent", "and", "or",
-        "not", "no", "if", "when", "where", "for", "is", "are", "was", "than", "mod", "sin", "cos", "tan",
-        "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "inf", "infinity", "nan", "lim", "max", "min",
-        "gcd", "lcm", "det", "base", "plus", "minus", "times", "over", "frac", "choose", "cdot", "to",
-    ]
-)  # fmt: skip
-_ABBREVIATIONS = {
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-    "km": "kilometer",
-    "in": "inch",
-    "ft": "foot",
-    "feet": "foot",
-    "inches": "inch",
-    "yd": "yard",
-    "mi": "mile",
-    "mg": "milligram",
-    "g": "gram",
-    "kg": "kilogram",
-    "lb": "pound",
-    "lbs": "pound",
-    "oz": "ounce",
-    "ml": "milliliter",
-    "l": "liter",
-    "ms": "millisecond",
-    "s": "second",
-    "sec": "second",
-    "min": "minute",
-    "h": "hour",
-    "hr": "hour",
-    "hrs": "hour",
-    "mph": "mile per hour",
-    "usd": "dollar",
-}
-_UNITS = frozenset(_ABBREVIATIONS.values()) | {"cent", "day", "week", "month", "year", "degree", "radian"}
+_STATEMENT = re.compile(r"(?:\\?[A-Za-z'][\w']*[ ,]+)*?(?:is|are|equals)(?: equal to| about)?:? (?=[^a-z ])")
+_TIME_OF_DAY = re.compile(r"(\d{1,2}:\d\d)\s*([ap])\.? ?m\.?\s*")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.-]*")
+# a word, an abbreviation or a name; other letters are a product of variables
+_NAME = re.compile(r"[A-Za-z]{4}|(?:^|[ ,])[A-Z][a-z]{2}|[A-Z]{2}")
+_SIGN = re.compile(r"\\(pm|mp)(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -94,7 +75,7 @@ class Spelling:
         text: its normal form, without a unit.
         unit: a known unit of measurement in the singular, else "".
         number: its exact value, where it is a number.
-        is_words: letters only, at least one word of four: a name, not a product of variables.
+        is_words: a name, not a product of variables; `text` is in lower case then.
     """
 
     text: str
@@ -105,8 +86,12 @@ class Spelling:
 
 def spelling(answer: str) -> Spelling:
     """How `answer` is compared."""
-    text, unit = _without_unit(normal_form(answer))
-    is_words = bool(re.fullmatch(r"[A-Za-z][A-Za-z' ,.-]*", text) and re.search("[A-Za-z]{4}", text))
+    whole = normal_form(answer)
+    if time := _TIME_OF_DAY.fullmatch(re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", whole).casefold()):
+        return Spelling(f"{time[1]} {time[2]}m", "", None, is_words=True)
+    text, unit = without_unit(whole)
+    in_text = re.fullmatch(rf"[\s$\\()\[\]]*{TEXT}\{{.*\}}[\s$.\\()\[\]]*", answer) and len(text) > 1
+    is_words = bool(_WORDS.fullmatch(text) and (in_text or _NAME.search(text)))
     return Spelling(text.casefold() if is_words else text, unit, exact_number(text), is_words)
 
 
@@ -121,13 +106,13 @@ def normal_form(answer: str) -> str:
     previous = None
     while text != previous:
         previous = text
-        text = text.strip(_EDGES).removesuffix("\\").removesuffix(".").rstrip(",;:")
+        text = text.strip(" \t\n$*").removesuffix("\\").removesuffix(".").rstrip(",;:?")
         whole = _QUOTED.fullmatch(text) or _WRAPPED.fullmatch(text)
         if whole:
             text = next(group for group in whole.groups() if group is not None)
     for pattern, replacement in _SUBSTITUTIONS:
         text = pattern.sub(replacement, text)
-    text = text.strip()
+    text = _SEMICOLON_IN_BRACKETS.sub(r"\1,", _SEMICOLON_IN_BRACKETS.sub(r"\1,", text)).strip()
     if (statement := _STATEMENT.match(text)) and not re.search(r"\bnot\b", statement[0]):
         text = text[statement.end() :]
     return text
@@ -147,33 +132,14 @@ def alternatives(text: str) -> list[str]:
     return [part for part in map(str.strip, parts) if part]
 
 
-def _without_unit(text: str) -> tuple[str, str]:
-    """(text without a unit, the unit if it is a known one)."""
-    if degrees := _DEGREES.search(text):
-        return (text[: degrees.start()], "degree") if degrees.start() else (text, "")
-    match = _UNIT_MARKUP.search(text)
-    words = [] if match is None else re.findall(r"[A-Za-z]+", match["words"])
-    if match is None:
-        match = _UNIT_WORDS.search(text)
-        words = [] if match is None else re.findall(r"[A-Za-z]+", match["words"])
-        if match and not _reads_as_unit(words[0], glued=not match["space"]):
-            return text, ""
-    if match is None or not match.start() or {word.casefold() for word in words} & _NO_UNITS - {"min"}:
-        return text, ""
-    return text[: match.start()].rstrip(), _known_unit(" ".join(words), match["power"] or "")
-
-
-def _reads_as_unit(word: str, glued: bool) -> bool:
-    """Whether it is a word and not a product of variables, which letters directly after a number mostly are."""
-    return len(word) >= (4 if glued else 3) or (word.casefold() in _ABBREVIATIONS and not (glued and len(word) == 1))
-
-
-def _known_unit(words: str, power: str) -> str:
-    """`square meters` and `m^2` are `meter^2`; "" where it is no unit that we know."""
-    words = words.casefold()
-    for prefix, value in {"square ": "2", "sq ": "2", "cubic ": "3", "cu ": "3"}.items():
-        if words.startswith(prefix):
-            words, power = words.removeprefix(prefix), value
-    words = _ABBREVIATIONS.get(words, words)
-    unit = words if words in _UNITS else words.removesuffix("s")
-    return unit + (f"^{power}" if power else "") if unit in _UNITS else ""
+def with_both_signs(text: str) -> str:
+    r"""`\pm` written out: `x = 1 \pm 2, 3` is `x = 1 + 2, x = 1 - 2, 3`; inside the braces of a set, too."""
+    if not _SIGN.search(text):
+        return text
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        return rf"\{{{with_both_signs(text[2:-2])}\}}"
+    parts = []
+    for part in alternatives(text):
+        signs = [{"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}] if _SIGN.search(part) else [{}]
+        parts += [_SIGN.sub(lambda match: sign[match[1]], part) for sign in signs]  # noqa: B023  # called at once
+    return ", ".join(parts)

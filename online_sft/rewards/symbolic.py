@@ -1,4 +1,4 @@
-"""Whether two expressions are the same value, by math-verify and sympy. Runs in `killable` workers only: it can hang.
+"""Whether two expressions have the same value, by sympy and math-verify. Runs in `killable` workers only: it can hang.
 
 Numbers are compared here, because math-verify rounds to six decimals, which makes 10^-20 equal to 2·10^-20, and reads
 34 % as 34.
@@ -6,11 +6,12 @@ Numbers are compared here, because math-verify rounds to six decimals, which mak
 
 import logging
 import re
-from functools import lru_cache
 from typing import Any, Literal
 
 import sympy
-from math_verify import parse, verify
+from math_verify import verify
+
+from online_sft.rewards.expressions import parsed
 
 __all__ = ["compare"]
 
@@ -24,17 +25,19 @@ _DIGITS_OF_A_DOUBLE = 16
 
 def compare(gold: str, answer: str | None) -> Literal["correct", "wrong", "unparsed", "bad_gold"]:
     """The verdict on `answer`, both in normal form; without one, whether `gold` can be read and has a value."""
-    parsed_gold = _parsed(gold)
+    parsed_gold = parsed(gold)
     if parsed_gold is None or not _has_a_value(parsed_gold):
         return "unparsed" if answer is None else "bad_gold"
     if answer is None:
         return "correct"
-    parsed_answer = _parsed(answer)
+    parsed_answer = parsed(answer)
     if parsed_answer is None:
         return "unparsed"
     try:
         return "correct" if _are_equal(parsed_gold, parsed_answer, _tolerance(f"{gold} {answer}")) else "wrong"
-    except (ArithmeticError, AttributeError, TypeError, ValueError):  # sympy, on what cannot be evaluated
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # sympy raises nearly anything on what cannot be evaluated
         return "wrong"
 
 
@@ -44,30 +47,14 @@ def _tolerance(text: str) -> sympy.Rational:
     return sympy.Rational(10) ** (1 - min(*digits, _DIGITS_OF_A_DOUBLE)) if digits else _ROUNDING
 
 
-@lru_cache(1000)  # the samples of a group repeat their gold
-def _parsed(text: str) -> Any:
-    for expression in parse(rf"\boxed{{{text}}}", parsing_timeout=None):
-        if not isinstance(expression, str):
-            return _without_floats(expression)
-    return None
-
-
 def _has_a_value(expression: Any) -> bool:
     """Not 0/0, nor infinity in the complex plane; evaluated here, so that a gold that hangs is found before answers."""
     try:
         return not any(value.has(sympy.nan, sympy.zoo) for value in _sorted(_values(expression)))
-    except (ArithmeticError, TypeError, ValueError):
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # as above
         return False
-
-
-def _without_floats(expression: Any) -> Any:
-    """Decimals as the rationals that they spell."""
-    floats = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float) if _is_moderate(number)}
-    return expression.xreplace(floats) if floats else expression
-
-
-def _is_moderate(number: sympy.Float) -> bool:
-    return not number or bool(1e-300 < abs(number) < 1e300)
 
 
 def _are_equal(gold: Any, answer: Any, tolerance: sympy.Rational) -> bool:
@@ -79,14 +66,23 @@ def _are_equal(gold: Any, answer: Any, tolerance: sympy.Rational) -> bool:
             return True
     if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr) and _differ_somewhere(gold, answer):
         return False
-    return verify(gold, answer, timeout_seconds=None)
+    if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq) and not _have_solutions(gold, answer):
+        return False
+    return verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _have_solutions(gold: sympy.Eq, answer: sympy.Eq) -> bool:
+    """False where neither has one, which math-verify takes for equal, unless they are multiples of each other."""
+    left, right = (sympy.expand(equation.lhs - equation.rhs) for equation in (gold, answer))
+    if right != 0 and sympy.simplify(left / right).is_number:
+        return bool(left != 0)
+    return bool(sympy.solve(left, *left.free_symbols, dict=True)) if left.free_symbols else False
 
 
 def _differ_somewhere(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     """Whether the two have different values at one point, which `simplify` may take for ever to find out."""
     symbols = gold.free_symbols | answer.free_symbols
     names = sorted({symbol.name for symbol in symbols})
-    # by name: whether a symbol is real depends on the text that it was read from
     point = {symbol: sympy.Rational(13 + 4 * names.index(symbol.name), 11) for symbol in symbols}
     left, right = (expression.subs(point).evalf(15) for expression in (gold, answer))
     return bool(left.is_finite and right.is_finite and abs(left - right) > 1e-6 * (abs(left) + abs(right)))
