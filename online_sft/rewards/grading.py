@@ -79,8 +79,8 @@ class MathGrader:
         texts = [gold_answer(gold) for gold in golds]
         pairs: list[_Pair] = [(gold, answer or "") for gold, answer in zip(texts, answers, strict=True)]
         verdicts = self._verdicts(pairs)
-        # a pair that has timed out says nothing of its gold; half the time is enough to read that alone
-        faults = self._faults(texts, timeout_s=self._timeout_s / 2)
+        # an answer that has timed out says nothing of its gold; a quarter of the time is enough to read that alone
+        faults = self._faults(texts, timeout_s=self._timeout_s / 4)
         return [Verdict.BAD_GOLD if faults[pair[0]] else verdicts[pair] for pair in pairs]
 
     def faults(self, golds: Iterable[object]) -> list[Verdict | None]:
@@ -94,7 +94,7 @@ class MathGrader:
         return {gold: None if verdict.is_correct else verdict for (gold, _), verdict in verdicts.items()}
 
     def _verdicts(self, pairs: Iterable[_Pair], timeout_s: float | None = None) -> dict[_Pair, Verdict]:
-        known = {pair: self._remembered.get(pair) or _without_sympy(*pair) for pair in dict.fromkeys(pairs)}
+        known = {pair: self._known(*pair) for pair in dict.fromkeys(pairs)}
         verdicts = {pair: verdict for pair, verdict in known.items() if verdict}
         asked = [pair for pair in known if pair not in verdicts]
         if asked:
@@ -106,6 +106,11 @@ class MathGrader:
         compared = [pair for pair in asked if pair[1] is not None and verdicts[pair] in _GOLD_WAS_READ]
         self._remember({(gold, None): Verdict.CORRECT for gold, _ in compared})
         return verdicts
+
+    def _known(self, gold: str, answer: str | None) -> Verdict | None:
+        if answer is not None and self._remembered.get((gold, None), Verdict.CORRECT) is not Verdict.CORRECT:
+            return Verdict.BAD_GOLD
+        return self._remembered.get((gold, answer)) or _without_sympy(gold, answer)
 
     def _remember(self, verdicts: dict[_Pair, Verdict]) -> None:
         self._remembered |= {
