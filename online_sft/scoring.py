@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from online_sft.rewards.grading import Verdict
+from online_sft.rewards.verdicts import Verdict
 
 __all__ = ["as_label", "print_confusion", "print_verdicts", "write_verdicts"]
 

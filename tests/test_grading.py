@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from online_sft.rewards.answers import final_answer
-from online_sft.rewards.grading import MathGrader, Verdict
+from online_sft.rewards.grading import MathGrader
+from online_sft.rewards.verdicts import Verdict
 
 DATA = Path(__file__).parent / "data" / "math"
 SPELLINGS = [r"So the answer is $\boxed{%s}$.", "Some reasoning.\nAnswer: %s", "Some reasoning.\nAnswer: $%s$"]

@@ -1,49 +1,19 @@
 """Is an answer the gold one? Exact where both are numbers or words; by sympy, in killable workers, elsewhere."""
 
-import re
 from collections.abc import Iterable, Sequence
-from enum import Enum
-from fractions import Fraction
 
 from online_sft.rewards.answers import gold_answer
-from online_sft.rewards.exact_number import exact_number
+from online_sft.rewards.comparison import LONG_DECIMAL, compared
 from online_sft.rewards.killable import Failure, KillableWorkers
 from online_sft.rewards.screening import why_screened
-from online_sft.rewards.spelling import Spelling, alternatives, spelling, with_both_signs
+from online_sft.rewards.spelling import spelling, with_both_signs
+from online_sft.rewards.verdicts import Verdict
 
-__all__ = ["MathGrader", "Verdict"]
+__all__ = ["MathGrader"]
 
 _MAX_CACHED = 10_000
 _MAX_CHARACTERS_KEPT = 1000
 _LONGEST = 2000  # characters as they were written; what is longer is not worth the time to normalise it
-_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
-_SPACE_BESIDE_NO_DIGIT = re.compile(r"(?<![0-9]) | (?![0-9])")
-_DIGITS_APART = re.compile(r"[+-]?[0-9.]+(?: [0-9.]+)+")
-_MULTIPLE_OF_A_VARIABLE = re.compile(r"[+-]?[0-9.]+[A-Za-z]")
-_CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:])\s*(?!(?:or|and|not|is)\b)(?!.*(?:\([A-Z]\)|\b[A-Z][.):]))(\S.*)")
-_ASSIGNED = re.compile(r"[A-Za-z]\w* ?= ?(?=[^=]*$)")
-_LONG_DECIMAL = re.compile(r"\.[0-9]{10,}")
-_SEVERAL_VALUES = re.compile(r"[,;<>=]|\\(?:[pm]{2}|cup|\{|[lg]eq?|in)(?![a-z])|\b(?:and|or)\b")
-
-
-class Verdict(Enum):
-    """What became of a sample: correct; wrong in one of six ways; or unscorable, when the gold is to blame."""
-
-    CORRECT = "correct"
-    WRONG = "wrong"
-    NO_ANSWER = "no_answer"
-    UNPARSED = "unparsed"
-    SCREENED = "screened"
-    TIMED_OUT = "timed_out"
-    EXHAUSTED = "exhausted"
-    BAD_GOLD = "bad_gold"
-
-    @property
-    def is_correct(self) -> bool | None:
-        """True, False, or None where no grade is possible."""
-        return None if self is Verdict.BAD_GOLD else self is Verdict.CORRECT
-
-
 _GOLD_WAS_READ = frozenset({Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED})
 _Pair = tuple[str, str | None]  # gold and answer; with None: can the gold itself be graded against
 
@@ -130,7 +100,7 @@ def _compare(gold: str, answer: str | None) -> str:
 
 def _for_sympy(text: str) -> str:
     spelled = spelling(text)
-    if spelled.number is None or _LONG_DECIMAL.search(spelled.text):
+    if spelled.number is None or LONG_DECIMAL.search(spelled.text):
         return with_both_signs(spelled.text)
     return rf"\frac{{{spelled.number.numerator}}}{{{spelled.number.denominator}}}"
 
@@ -144,63 +114,5 @@ def _without_sympy(gold_text: str, answer_text: str | None) -> Verdict | None:
     gold = spelling(gold_text)
     fault = Verdict.SCREENED if why_screened(gold.text) else None if gold.text else Verdict.NO_ANSWER
     if answer_text is not None:
-        return Verdict.BAD_GOLD if fault else _compared(gold, spelling(answer_text))
+        return Verdict.BAD_GOLD if fault else compared(gold, spelling(answer_text))
     return fault or (Verdict.CORRECT if gold.number is not None or gold.is_words else None)
-
-
-def _compared(gold: Spelling, answer: Spelling) -> Verdict | None:
-    if not answer.text:
-        return Verdict.NO_ANSWER
-    if gold.unit and answer.unit and gold.unit != answer.unit:
-        return Verdict.WRONG
-    if _tight(gold.text) == _tight(answer.text):
-        return Verdict.CORRECT
-    pairs = (gold, answer), (answer, gold)
-    if gold.is_words or answer.is_words:
-        return Verdict.CORRECT if gold.text.casefold() == answer.text.casefold() else Verdict.WRONG
-    if answer.number is None and _DIGITS_APART.fullmatch(answer.text):
-        return Verdict.WRONG
-    for one, other in pairs:
-        if choice := _CHOICE.fullmatch(one.text):  # the letter and what it stands for
-            if len(other.text) == 1 and other.text.isalpha():
-                return Verdict.CORRECT if choice[1] == other.text else Verdict.WRONG
-            if other.number is not None:
-                return _compared(other, spelling(choice[2]))
-    if any(_MULTIPLE_OF_A_VARIABLE.fullmatch(one.text) and other.number is not None for one, other in pairs):
-        return Verdict.WRONG  # math-verify takes the variable for a unit
-    numbers = _numbers(gold, answer)
-    if numbers and numbers[0] == numbers[1]:
-        return Verdict.CORRECT
-    # sympy forgives a calculator's 16 digits of a value that has no end; an integer needs no digits
-    if numbers and (numbers[0].denominator == 1 or not _LONG_DECIMAL.search(gold.text + answer.text)):
-        return Verdict.WRONG
-    if numbers is None and (lists := _number_lists(gold, answer)):
-        return Verdict.CORRECT if sorted(lists[0]) == sorted(lists[1]) else Verdict.WRONG
-    if len(alternatives(answer.text)) > 1 and (gold.number is not None or not _SEVERAL_VALUES.search(gold.text)):
-        return Verdict.WRONG
-    return Verdict.SCREENED if why_screened(answer.text) else None
-
-
-def _tight(text: str) -> str:
-    return _SPACE_BESIDE_NO_DIGIT.sub("", text)
-
-
-def _numbers(gold: Spelling, answer: Spelling) -> tuple[Fraction, Fraction] | None:
-    left, right = _number(gold, beside=answer.text), _number(answer, beside=gold.text)
-    return None if left is None or right is None else (left, right)
-
-
-def _number_lists(*sides: Spelling) -> list[list[Fraction]] | None:
-    """The numbers that each side lists; None where one lists something else."""
-    lists = [[exact_number(part) for part in alternatives(side.text)] for side in sides]
-    exact = [[number for number in numbers if number is not None] for numbers in lists]
-    return exact if exact == lists and not any(_LONG_DECIMAL.search(side.text) for side in sides) else None
-
-
-def _number(side: Spelling, beside: str) -> Fraction | None:
-    """Its exact number; of `x = 5`, where the other side is no equation; of `1,5`, where it has a decimal point."""
-    if side.number is not None:
-        return side.number
-    if "=" not in beside and (assigned := _ASSIGNED.match(side.text)):
-        return exact_number(side.text[assigned.end() :])
-    return exact_number(side.text.replace(",", ".")) if "." in beside and _DECIMAL_COMMA.fullmatch(side.text) else None

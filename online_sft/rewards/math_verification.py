@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from online_sft.rewards.answers import final_answer
-from online_sft.rewards.grading import MathGrader, Verdict
+from online_sft.rewards.grading import MathGrader
 from online_sft.rewards.messages import Completion, text_of
+from online_sft.rewards.verdicts import Verdict
 
 __all__ = ["MathVerificationReward"]
 
