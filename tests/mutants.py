@@ -164,7 +164,7 @@ MUTANTS = [
     ("forks", f"{REWARDS}killable.py", "if self._pid != os.getpid()", "if self._pid is None", "killable"),
     ("the parent's death", f"{REWARDS}worker.py", "while os.getppid() == parent", "while True", "killable"),
     ("the kernel's deadline", f"{REWARDS}worker.py", "int(time.process_time() + timeout_s) + 2", "10_000", "killable"),
-    ("the memory limit", f"{REWARDS}worker.py", "_lower(resource.RLIMIT_AS, memory_bytes)", "pass", "killable"),
+    ("the memory limit", f"{REWARDS}worker.py", "_limit(resource.RLIMIT_AS, memory_bytes)", "pass", "killable"),
     ("prints", f"{REWARDS}worker.py", "os.dup2(2, 1)", "pass", "killable"),
     ("retirement", f"{REWARDS}worker.py", "process.memory_info().rss > memory_bytes / 2", "False", "killable"),
     ("accuracy with bad golds", f"{REWARDS}math_verification.py", "len(verdicts) - counts[Verdict.BAD_GOLD]", "len(verdicts)", "math_verification"),

@@ -14,6 +14,8 @@ DATA = Path(__file__).parent / "data" / "math"
 SPELLINGS = [r"So the answer is $\boxed{%s}$.", "Some reasoning.\nAnswer: %s", "Some reasoning.\nAnswer: $%s$"]
 
 EQUAL = [
+    (r"\begin{pmatrix}0.1\\2.7\end{pmatrix}", r"\begin{pmatrix}\frac{1}{10}\\\frac{27}{10}\end{pmatrix}"),
+    ("x=0.1y", r"x=\frac{y}{10}"),
     ("0.5", r"\frac{1}{2} = 0.5"),
     ("7.5", r"3 \times 2.5 = 7.5"),
     (r"\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2}, \frac{1-\sqrt5}{2}"),
@@ -178,6 +180,9 @@ EQUAL = [
 ]
 
 DIFFERENT = [
+    (r"x=\frac{1}{3}", "x=0.3333333"),
+    (r"x>\frac{1}{3}", "x>0.3333333"),
+    (r"\{\frac{1}{3}, x\}", r"\{0.3333333, x\}"),
     # math-verify's search for something that can be parsed, which is not used, would take the 42 or the 5
     ("42", r"17 \cup 42"),
     ("42", r"17 \\ 42"),

@@ -29,7 +29,7 @@ def hang_in_c(_):
 
 
 def sleep_with_a_child(_):
-    subprocess.run(["sleep", "12345"])
+    subprocess.run(["sleep", f"9{os.getppid()}"])  # this process's own, should another test run at the same time
 
 
 def eat_memory(_):
@@ -106,7 +106,9 @@ def test_what_hangs_is_killed_at_its_deadline_with_all_that_it_started(function)
     assert [failure.reason for failure in workers.run([(1,)])] == ["timed_out"]
     assert time.monotonic() - start < 3
     sleeping = [
-        process for process in psutil.process_iter(["name", "cmdline"]) if "12345" in (process.info["cmdline"] or ())
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if f"9{os.getpid()}" in (process.info["cmdline"] or ())
     ]
     for process in sleeping:
         process.kill()

@@ -4,6 +4,7 @@ Frames are 4 bytes of length and a payload. Towards the worker payloads are pick
 because what has run hostile input is not to be unpickled.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -49,7 +50,7 @@ def main(parent: int) -> None:
         return
     timeout_s, memory_bytes, pickled, warm_up = pickle.loads(setup)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _lower(resource.RLIMIT_AS, memory_bytes)
+    _limit(resource.RLIMIT_AS, memory_bytes)
     try:
         function = pickle.loads(pickled)
         if warm_up is not None:
@@ -62,7 +63,7 @@ def main(parent: int) -> None:
 
     while (payload := read_frame(requests)) is not None:
         # The kernel's own deadline: a hung C call holds the interpreter lock, so that no thread here could end it.
-        _lower(resource.RLIMIT_CPU, int(time.process_time() + timeout_s) + 2)
+        _limit(resource.RLIMIT_CPU, int(time.process_time() + timeout_s) + 2)
         reply = _reply(function, payload)
         # What a task has allocated stays with the process; a new one is cheap.
         reply["retire"] = "exhausted" in reply or process.memory_info().rss > memory_bytes / 2
@@ -85,7 +86,9 @@ def _end_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _lower(limit: int, value: int) -> None:
-    _, hard = resource.getrlimit(limit)
+def _limit(resource_: int, value: int) -> None:
+    """Sets the soft limit; the hard one stays, so that it can be raised again for the next task."""
+    _, hard = resource.getrlimit(resource_)
     allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (allowed, hard))
+    with contextlib.suppress(ValueError):  # macOS knows no limit on the address space; the deadline remains
+        resource.setrlimit(resource_, (allowed, hard))
