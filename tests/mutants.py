@@ -145,7 +145,6 @@ MUTANTS = [
     ("two answers for one", f"{REWARDS}comparison.py", "if len(alternatives(answer.text)) > 1 and", "if False and", "grading"),
     ("another unit", f"{REWARDS}comparison.py", "if gold.unit and answer.unit and", "if False and", "grading"),
     ("names by anagram", f"{REWARDS}comparison.py", "if gold.is_words or answer.is_words:", "if False:", "grading"),
-    ("digits apart", f"{REWARDS}comparison.py", "answer.number is None and _DIGITS", "False and _DIGITS", "grading"),
     ("approximate integers", f"{REWARDS}comparison.py", "numbers[0].denominator == 1 or not", "not", "grading"),
     ("bad golds and equal answers", f"{REWARDS}grading.py", "Verdict.BAD_GOLD if faults[pair[0]] else", "", "grading"),
     ("the relative tolerance", f"{REWARDS}symbolic.py", "distance <= tolerance * size", "distance <= sympy.Rational(1, 10**6)", "grading"),

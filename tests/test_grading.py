@@ -180,6 +180,7 @@ EQUAL = [
 ]
 
 DIFFERENT = [
+    (r"\sqrt{2}", r"\sqrt{2} \text{ or } \sqrt{2}"),
     (r"x=\frac{1}{3}", "x=0.3333333"),
     (r"x>\frac{1}{3}", "x>0.3333333"),
     (r"\{\frac{1}{3}, x\}", r"\{0.3333333, x\}"),
@@ -339,6 +340,10 @@ def test_a_bad_gold_is_unscorable_whatever_the_answer(grader, gold, fault):
         assert {verdict.is_correct for verdict in verdicts} == {None}
     else:
         assert None not in {verdict.is_correct for verdict in verdicts}
+
+
+def test_a_bad_gold_is_unscorable_at_first_sight_too():
+    assert MathGrader().grade([r"\frac{1}{"] * 2, [r"\frac{1}{", "42"]) == [Verdict.BAD_GOLD] * 2
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,6 @@ def until(condition, seconds=10):
     return condition()
 
 
-def none_is_left(parent, seconds=10):
-    """Whether all workers of `parent` end; those that do not are ended here, so that they disturb no other test."""
-    left = until(lambda: not workers_of(parent), seconds) or workers_of(parent)
-    for process in left if left is not True else []:
-        process.kill()
-    return left is True
-
-
 def zombies():
     return [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
 
@@ -197,7 +189,7 @@ def test_a_forked_process_starts_its_own_and_leaves_its_parents_alone():
     child.join(20)
     assert child.exitcode == 0
     assert workers.run([(4,)]) == [16]
-    assert none_is_left(child.pid)
+    assert until(lambda: not workers_of(child.pid))
 
 
 SCRIPT = """
@@ -219,26 +211,41 @@ SCRIPT = """
 """
 
 
+@pytest.fixture
+def started(tmp_path):
+    """Starts `SCRIPT`, and ends whatever the test leaves of it."""
+    scripts = []
+
+    def start(kind, end, source=SCRIPT):
+        (tmp_path / "script.py").write_text(textwrap.dedent(source))
+        script = subprocess.Popen([sys.executable, "script.py", kind, end], stderr=subprocess.PIPE, text=True)
+        scripts.append(script)
+        assert script.stderr.readline() == f"in {kind}\n"  # both workers print to stderr; one is enough
+        return script
+
+    yield start
+    for script in scripts:
+        script.kill()
+        script.wait()
+        script.stderr.close()
+        for process in workers_of(script.pid):
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("kind", "end"), [("python", "killed"), ("sleep", "killed"), ("none", "raises"), ("c", "ends")]
 )
-def test_no_worker_outlives_a_script_without_a_main_guard(tmp_path, kind, end):
-    """A functions of `__main__`, hanging in its workers while the script ends, fails or is killed."""
-    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    script = subprocess.Popen([sys.executable, "script.py", kind, end], stderr=subprocess.PIPE, text=True)
-    assert script.stderr.readline() == f"in {kind}\n"  # both workers print to stderr; one is enough
+def test_no_worker_outlives_a_script_without_a_main_guard(started, kind, end):
+    """A function of `__main__`, hanging in its workers while the script ends, fails or is killed."""
+    script = started(kind, end)
     if end == "killed":
         script.send_signal(signal.SIGKILL)
     script.wait(20)
-    assert none_is_left(script.pid)
-    script.stderr.close()
+    assert until(lambda: not workers_of(script.pid))
 
 
-def test_a_hung_c_call_whose_parent_was_killed_is_ended_by_the_kernel(tmp_path):
-    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT.replace("1000 if", "1 if")))
-    script = subprocess.Popen([sys.executable, "script.py", "c", "killed"], stderr=subprocess.PIPE, text=True)
-    script.stderr.readline()
+def test_a_hung_c_call_whose_parent_was_killed_is_ended_by_the_kernel(started):
+    script = started("c", "killed", SCRIPT.replace("1000 if", "1 if"))
     script.send_signal(signal.SIGKILL)
     script.wait(20)
-    assert none_is_left(script.pid, seconds=20)  # 1 s and 2 s more of processor time
-    script.stderr.close()
+    assert until(lambda: not workers_of(script.pid), seconds=20)  # 1 s and 2 s more of processor time

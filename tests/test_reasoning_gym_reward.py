@@ -47,6 +47,11 @@ def test_answers_are_also_found_after_a_colon_or_in_a_box(items):
     assert ReasoningGymReward()(completions, **columns(sums)) == [1.0, 1.0]
 
 
+def test_the_last_tagged_answer_counts(items):
+    completion = f"<answer>7</answer> no, <answer>{items[0]['answer']}</answer>"
+    assert ReasoningGymReward()([completion], **columns(items[:1])) == [1.0]
+
+
 def test_no_answer_earns_nothing_and_an_unknown_source_is_unscorable(items):
     rows = columns(items[:2])
     rows["metadata"][1] = json.dumps({"source_dataset": "of another library"})

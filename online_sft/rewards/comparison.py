@@ -13,7 +13,6 @@ __all__ = ["LONG_DECIMAL", "compared"]
 LONG_DECIMAL = re.compile(r"\.[0-9]{10,}")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _SPACE_BESIDE_NO_DIGIT = re.compile(r"(?<![0-9]) | (?![0-9])")
-_DIGITS_APART = re.compile(r"[+-]?[0-9.]+(?: [0-9.]+)+")
 _MULTIPLE_OF_A_VARIABLE = re.compile(r"[+-]?[0-9.]+[A-Za-z]")
 _CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:])\s*(?!(?:or|and|not|is)\b)(?!.*(?:\([A-Z]\)|\b[A-Z][.):]))(\S.*)")
 _ASSIGNED = re.compile(r"[A-Za-z]\w* ?= ?(?=[^=]*$)")
@@ -31,8 +30,6 @@ def compared(gold: Spelling, answer: Spelling) -> Verdict | None:
     pairs = (gold, answer), (answer, gold)
     if gold.is_words or answer.is_words:
         return Verdict.CORRECT if gold.text.casefold() == answer.text.casefold() else Verdict.WRONG
-    if answer.number is None and _DIGITS_APART.fullmatch(answer.text):
-        return Verdict.WRONG
     for one, other in pairs:
         if choice := _CHOICE.fullmatch(one.text):  # the letter and what it stands for
             if len(other.text) == 1 and other.text.isalpha():
