@@ -14,6 +14,9 @@ DATA = Path(__file__).parent / "data" / "math"
 SPELLINGS = [r"So the answer is $\boxed{%s}$.", "Some reasoning.\nAnswer: %s", "Some reasoning.\nAnswer: $%s$"]
 
 EQUAL = [
+    ("no", "No"),
+    (r"\text{A}", r"\text{a}"),
+    ("10", r"\textdollar 10"),
     (r"\begin{pmatrix}0.1\\2.7\end{pmatrix}", r"\begin{pmatrix}\frac{1}{10}\\\frac{27}{10}\end{pmatrix}"),
     ("x=0.1y", r"x=\frac{y}{10}"),
     ("0.5", r"\frac{1}{2} = 0.5"),

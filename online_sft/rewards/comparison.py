@@ -28,6 +28,8 @@ def compared(gold: Spelling, answer: Spelling) -> Verdict | None:
     if _tight(gold.text) == _tight(answer.text):
         return Verdict.CORRECT
     pairs = (gold, answer), (answer, gold)
+    if gold.text.isalpha() and gold.text.swapcase()[:1] + gold.text[1:] == answer.text:  # no, No
+        return Verdict.CORRECT
     if gold.is_words or answer.is_words:
         return Verdict.CORRECT if gold.text.casefold() == answer.text.casefold() else Verdict.WRONG
     for one, other in pairs:

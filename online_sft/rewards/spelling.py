@@ -16,7 +16,7 @@ _QUOTED = re.compile(r"`(.*)`|\"(.*)\"|\(([A-Za-z])\)|([A-Z])\)", re.DOTALL)
 _FUNCTIONS = "arccos|arcsin|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd"
 _INVISIBLE = (
     r"(?:\\?\$|(?<!\\)\\[()\[\]]|\\displaystyle(?![a-z])|\\(?:left|right)(?![a-zA-Z])|\\[bB]igg?[lr]?(?![a-z])|\*\*"
-    r"|\\(?:bf|rm|it|sf|tt|large|Large|huge|Huge)(?![a-zA-Z])|[€£¥₹]|(?<![a-zA-Z])USD(?![a-zA-Z])|\\checkmark|\\textcolor\{\w+\}|\\color\{\w+\})"
+    r"|\\(?:bf|rm|it|sf|tt|large|Large|huge|Huge)(?![a-zA-Z])|\\textdollar|\\pounds|\\yen|[€£¥₹]|(?<![a-zA-Z])USD(?![a-zA-Z])|\\checkmark|\\textcolor\{\w+\}|\\color\{\w+\})"
 )
 _SUBSTITUTIONS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({-])"), "^"),
