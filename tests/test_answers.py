@@ -49,6 +49,7 @@ NOT_FOUND = [
     ("", "empty"),
     ("The answer is 42", "no colon, no answer"),
     ("Answer:", "nothing after the colon"),
+    (" Answer: 5 Answer: ", "two labels on a line"),
     ("Answer: 42\n" + "x" * 5000, "too far from the end"),
     ("<think>Answer: 42</think>", "thought, but not said"),
 ]

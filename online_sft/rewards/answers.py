@@ -31,7 +31,8 @@ def final_answer(completion: str) -> str | None:
     text = readable(completion[-_TAIL:]).rpartition("</think>")[2]
     for line in reversed(list(_ANSWER_LINE.finditer(text))):
         answer = _first_statement(text[line.end() :])
-        if answer and answer.count("{") >= answer.count("}"):  # else it stands in a box
+        is_in_a_box = answer.count("{") < answer.count("}")
+        if answer and not is_in_a_box and not _ANSWER_LINE.search(answer):  # "Answer: 5 Answer:" is none
             is_next_line = "\n" in text[line.end() : text.index(answer, line.end())]
             return _boxed(answer) or (is_next_line and _boxed(text[line.end() :])) or answer
     return _boxed(text) or None
