@@ -14,6 +14,8 @@ DATA = Path(__file__).parent / "data" / "math"
 SPELLINGS = [r"So the answer is $\boxed{%s}$.", "Some reasoning.\nAnswer: %s", "Some reasoning.\nAnswer: $%s$"]
 
 EQUAL = [
+    (r"\sum_{i=1}^{10} i", "55"),
+    (r"3\text{ hours and }20\text{ minutes}", "3 hours and 20 minutes"),
     ("no", "No"),
     (r"\text{A}", r"\text{a}"),
     ("10", r"\textdollar 10"),

@@ -6,11 +6,13 @@ from fractions import Fraction
 from online_sft.rewards.exact_number import exact_number
 from online_sft.rewards.screening import why_screened
 from online_sft.rewards.spelling import Spelling, alternatives, spelling
+from online_sft.rewards.units import TEXT
 from online_sft.rewards.verdicts import Verdict
 
 __all__ = ["LONG_DECIMAL", "compared"]
 
 LONG_DECIMAL = re.compile(r"\.[0-9]{10,}")
+_TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _SPACE_BESIDE_NO_DIGIT = re.compile(r"(?<![0-9]) | (?![0-9])")
 _MULTIPLE_OF_A_VARIABLE = re.compile(r"[+-]?[0-9.]+[A-Za-z]")
@@ -54,7 +56,7 @@ def compared(gold: Spelling, answer: Spelling) -> Verdict | None:
 
 
 def _tight(text: str) -> str:
-    return _SPACE_BESIDE_NO_DIGIT.sub("", text)
+    return _SPACE_BESIDE_NO_DIGIT.sub("", _TEXT.sub(r"\1", text))
 
 
 def _numbers(gold: Spelling, answer: Spelling) -> tuple[Fraction, Fraction] | None:

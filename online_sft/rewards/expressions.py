@@ -29,13 +29,13 @@ def parsed(text: str) -> Any:
     Decimals are the rationals that they spell, `i` is the imaginary unit, other symbols are real. Of a chain of
     equations that cannot be read as one, the last part.
     """
-    latex = normalize_latex(text, config=_NORMALISATION)
-    last = _EQUALS.split(latex)[-1]
-    for part in [latex] if "," in latex or last == latex else [latex, last]:
+    last = _EQUALS.split(text)[-1]
+    for part in [text] if "," in text or last == text else [text, last]:
         try:
+            latex = normalize_latex(part, config=_NORMALISATION)
             expression = latex2sympy(
-                part,
-                is_real=not should_treat_as_complex(part),
+                latex,
+                is_real=not should_treat_as_complex(latex),
                 normalization_config=None,
                 conversion_config=_CONVERSION,
             )
@@ -55,7 +55,7 @@ def _exact(expression: Any) -> Any:
     if isinstance(expression, Relational):
         return type(expression)(*map(_exact, expression.args), evaluate=False)
     replaced: dict[Any, Any] = {number: _rational(number) for number in expression.atoms(sympy.Float)}
-    for symbol in expression.atoms(sympy.Symbol):
+    for symbol in expression.free_symbols:  # not the i of a sum
         replaced[symbol] = sympy.I if symbol.name == "i" else sympy.Symbol(symbol.name, real=True)
     replaced = {old: new for old, new in replaced.items() if old != new or type(old) is not type(new)}
     return expression.xreplace(replaced) if replaced else expression
