@@ -46,6 +46,28 @@ def test_the_three_rewards_can_be_chosen():
 
 
 @pytest.mark.parametrize(
+    ("answer", "solution", "is_evaluated"),
+    [
+        ("8", "8", True),
+        ("8.0 apples", "8", True),
+        ("x = 8", "8", True),
+        ("3 + 5", "8", False),
+        ("16/2", "8", False),
+        (r"\frac{16}{2}", "8", False),
+        ("16/2 = 8", "8", False),
+        ("0.5", "1/2", True),
+        ("2/4", "1/2", True),
+        ("1 - 1/2", "1/2", False),
+        ("x + x", "2x", True),
+    ],
+)
+def test_what_could_be_copied_from_the_question_need_not_be_accepted(answer, solution, is_evaluated):
+    assert MathVerificationReward()([f"Answer: {answer}"], solution=[solution]) == [1.0]
+    strict = MathVerificationReward(accept_expressions=False)
+    assert strict([f"Answer: {answer}"], solution=[solution]) == [1.0 if is_evaluated else -1.0]
+
+
+@pytest.mark.parametrize(
     ("messages", "text"),
     [
         ("plain", "plain"),

@@ -9,7 +9,7 @@ from online_sft.rewards.spelling import Spelling, alternatives, spelling
 from online_sft.rewards.units import TEXT
 from online_sft.rewards.verdicts import Verdict
 
-__all__ = ["LONG_DECIMAL", "compared"]
+__all__ = ["LONG_DECIMAL", "compared", "is_evaluated"]
 
 LONG_DECIMAL = re.compile(r"\.[0-9]{10,}")
 _TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}")
@@ -53,6 +53,14 @@ def compared(gold: Spelling, answer: Spelling) -> Verdict | None:
     if len(alternatives(answer.text)) > 1 and (gold.number is not None or not _SEVERAL_VALUES.search(gold.text)):
         return Verdict.WRONG
     return Verdict.SCREENED if why_screened(answer.text) else None
+
+
+def is_evaluated(gold: Spelling, answer: Spelling) -> bool:
+    """Whether a number is answered by a number: neither `3 + 5` nor `16/2` for 8. Other golds may be answered freely."""
+    if gold.number is None:
+        return True
+    is_ratio = re.search(r"/|\\frac", answer.text) and gold.number.denominator == 1
+    return _number(answer, beside=gold.text) is not None and not is_ratio
 
 
 def _tight(text: str) -> str:

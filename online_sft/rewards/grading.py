@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from online_sft.rewards.answers import gold_answer
-from online_sft.rewards.comparison import LONG_DECIMAL, compared
+from online_sft.rewards.comparison import LONG_DECIMAL, compared, is_evaluated
 from online_sft.rewards.killable import Failure, KillableWorkers
 from online_sft.rewards.screening import why_screened
 from online_sft.rewards.spelling import spelling, with_both_signs
@@ -27,10 +27,18 @@ class MathGrader:
         timeout_s: for one comparison by sympy, wall clock.
         memory_gib: for one worker.
         num_workers: see `KillableWorkers`.
+        accept_expressions: whether `3 + 5` answers 8.
     """
 
-    def __init__(self, timeout_s: float = 2.0, memory_gib: float = 2.0, num_workers: int | None = None) -> None:
+    def __init__(
+        self,
+        timeout_s: float = 2.0,
+        memory_gib: float = 2.0,
+        num_workers: int | None = None,
+        accept_expressions: bool = True,
+    ) -> None:
         self._timeout_s = timeout_s
+        self._accept_expressions = accept_expressions
         self._workers = KillableWorkers(
             _compare,
             timeout_s=timeout_s,
@@ -80,7 +88,9 @@ class MathGrader:
     def _known(self, gold: str, answer: str | None) -> Verdict | None:
         if answer is not None and self._remembered.get((gold, None), Verdict.CORRECT) is not Verdict.CORRECT:
             return Verdict.BAD_GOLD
-        return self._remembered.get((gold, answer)) or _without_sympy(gold, answer)
+        verdict = self._remembered.get((gold, answer)) or _without_sympy(gold, answer)
+        is_open = verdict in (None, Verdict.CORRECT) and answer is not None and not self._accept_expressions
+        return Verdict.WRONG if is_open and not is_evaluated(spelling(gold), spelling(answer or "")) else verdict
 
     def _remember(self, verdicts: dict[_Pair, Verdict]) -> None:
         self._remembered |= {

@@ -35,6 +35,7 @@ class MathVerificationReward:
         unscorable: where the gold is bad; None keeps the sample out of everything.
         gold_column: the column of the golds, where it is none of the three.
         reward_lookup: golds by prompt (of a chat: its last user message), instead of a column.
+        accept_expressions: whether `3 + 5`, which a policy can copy from the question, answers 8.
         timeout_s: wall clock for one comparison by sympy.
         memory_gib: for each worker process.
     """
@@ -44,6 +45,7 @@ class MathVerificationReward:
     unscorable: float | None = None
     gold_column: str | None = None
     reward_lookup: Mapping[str, object] | None = None
+    accept_expressions: bool = True
     timeout_s: float = 2.0
     memory_gib: float = 2.0
 
@@ -100,7 +102,7 @@ class MathVerificationReward:
 
     @cached_property
     def _grader(self) -> MathGrader:
-        return MathGrader(self.timeout_s, self.memory_gib)
+        return MathGrader(self.timeout_s, self.memory_gib, accept_expressions=self.accept_expressions)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_grader"}

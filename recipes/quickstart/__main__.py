@@ -79,7 +79,9 @@ class Quickstart:
         self.demonstrations = flawed_demonstrations(
             self.problems.train, copies=DEMONSTRATIONS_PER_PROBLEM, share_wrong=SHARE_WRONG, seed=seed
         )
-        self.reward = AgreeingReward(MathVerificationReward(1.0, 0.0), self.problems.generator)
+        self.reward = AgreeingReward(
+            MathVerificationReward(1.0, 0.0, accept_expressions=False), self.problems.generator
+        )
         columns = (self.demonstrations[name] for name in ("completion", "solution", "index"))
         self.grades = self.reward(*columns)
         self.tokenizer = build_tokenizer(PHRASES)

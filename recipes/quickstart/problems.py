@@ -9,6 +9,8 @@ from reasoning_gym.dataset import ProceduralDataset
 
 from online_sft import MathVerificationReward
 from online_sft.rewards.answers import final_answer
+from online_sft.rewards.exact_number import exact_number
+from online_sft.rewards.spelling import normal_form
 
 NUM_TRAIN, NUM_HELD_OUT = 16_000, 400
 PHRASES = ["State the final answer to the following arithmetic problem: ", " + ", " - ", " =", " Answer: "]
@@ -59,7 +61,9 @@ class AgreeingReward:
     def __call__(self, completions: list[str], solution: list[str], index: list[int], **columns: object) -> list:
         rewards = self.reward(completions, solution=solution)
         for completion, problem, reward in zip(completions, index, rewards, strict=True):
-            score = self.generator.score_answer(final_answer(completion), self.generator[problem])
+            # `- 8` and `8.` are numbers to our reward and none to int(), which is the generator's
+            number = exact_number(normal_form(final_answer(completion) or ""))
+            score = self.generator.score_answer(None if number is None else str(number), self.generator[problem])
             if (score == 1.0) != (reward == self.reward.correct_reward):
                 raise AssertionError(f"reasoning-gym scores {completion!r} {score}, our reward says {reward}")
         return rewards
