@@ -147,6 +147,7 @@ MUTANTS = [
     ("names by anagram", f"{REWARDS}comparison.py", "if gold.is_words or answer.is_words:", "if False:", "grading"),
     ("approximate integers", f"{REWARDS}comparison.py", "numbers[0].denominator == 1 or not", "not", "grading"),
     ("bad golds and equal answers", f"{REWARDS}grading.py", "Verdict.BAD_GOLD if faults[pair[0]] else", "", "grading"),
+    ("expressions for numbers", f"{REWARDS}grading.py", "is_open and not is_evaluated", "False and not is_evaluated", "math_verification"),
     ("the relative tolerance", f"{REWARDS}symbolic.py", "distance <= tolerance * size", "distance <= sympy.Rational(1, 10**6)", "grading"),
     ("decimals as floats", f"{REWARDS}expressions.py", "number: _rational(number) for", "number: number for", "grading"),
     ("evaluated relations", f"{REWARDS}expressions.py", "if isinstance(expression, Relational):", "if False:", "grading"),

@@ -56,7 +56,7 @@ def compared(gold: Spelling, answer: Spelling) -> Verdict | None:
 
 
 def is_evaluated(gold: Spelling, answer: Spelling) -> bool:
-    """Whether a number is answered by a number: neither `3 + 5` nor `16/2` for 8. Other golds may be answered freely."""
+    """Whether a number is answered by a number: neither `3 + 5` nor `16/2` for 8. Other golds take any answer."""
     if gold.number is None:
         return True
     is_ratio = re.search(r"/|\\frac", answer.text) and gold.number.denominator == 1
