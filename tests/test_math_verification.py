@@ -40,6 +40,10 @@ def test_correct_wrong_and_unscorable(completion, solution, expected):
     assert MathVerificationReward()([completion], solution=[solution]) == [expected]
 
 
+def test_solutions_may_be_the_second_argument():
+    assert MathVerificationReward()(["Answer: 1", "Answer: 2"], ["1", "1"]) == [1.0, -1.0]
+
+
 def test_the_three_rewards_can_be_chosen():
     reward = MathVerificationReward(correct_reward=2.0, incorrect_reward=0.5, unscorable=-7.0)
     assert reward(["Answer: 1", "Answer: 2", "Answer: 3"], solution=["1", "1", ""]) == [2.0, 0.5, -7.0]

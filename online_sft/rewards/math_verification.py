@@ -60,6 +60,7 @@ class MathVerificationReward:
     def __call__(
         self,
         completions: Sequence[Completion],
+        solution: Sequence[object] | None = None,
         *,
         prompts: Sequence[Any] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -73,6 +74,8 @@ class MathVerificationReward:
         Raises:
             ValueError: when the columns hold no golds, or more than one column does.
         """
+        if solution is not None:
+            columns["solution"] = solution
         verdicts = self.verdicts(completions, self.golds(columns, prompts))
         if log_metric:
             for name, share in _shares(verdicts).items():
