@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["RewardFunction", "check_dataset", "checked", "is_async"]
+__all__ = ["RewardFunction", "check_dataset", "checked", "is_async", "name_of"]
 
 RewardFunction = Callable[..., Any]  # returns Sequence[float | None], or a coroutine of one
 # What TRL passes to every reward function beside the data set's columns.
@@ -89,6 +89,11 @@ def checked(reward_function: RewardFunction, name: str) -> RewardFunction:
     chosen: RewardFunction = async_wrapper if is_async(reward_function) else wrapper
     chosen.__name__ = name
     return chosen
+
+
+def name_of(reward_function: RewardFunction) -> str:
+    """Its own name, or that of its class."""
+    return getattr(reward_function, "__name__", type(reward_function).__name__)
 
 
 def is_async(reward_function: RewardFunction) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from online_sft.rewards.checked import RewardFunction, check_dataset, checked, is_async
+from online_sft.rewards.checked import RewardFunction, check_dataset, checked, is_async, name_of
 
 __all__ = ["CombinedReward"]
 
@@ -36,14 +36,14 @@ class CombinedReward:
             raise ValueError("weights is empty; name at least one reward function")
         for function, weight in self.weights.items():
             if not math.isfinite(weight):
-                raise ValueError(f"the weight of {_name(function)!r} must be a finite number; got {weight}")
+                raise ValueError(f"the weight of {name_of(function)!r} must be a finite number; got {weight}")
         for function in [*self.weights, *self.gates]:
             if is_async(function):
-                raise ValueError(f"{_name(function)!r} is asynchronous; pass it to the trainer on its own")
+                raise ValueError(f"{name_of(function)!r} is asynchronous; pass it to the trainer on its own")
 
     @property
     def __name__(self) -> str:  # TRL names the metric `rewards/<__name__>`
-        return "+".join(map(_name, self.weights))
+        return "+".join(map(name_of, self.weights))
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """One reward per completion."""
@@ -67,8 +67,4 @@ class CombinedReward:
     def _rewards(
         self, function: RewardFunction, completions: Sequence[Any], columns: dict[str, Any]
     ) -> Sequence[float | None]:
-        return checked(function, _name(function))(completions=completions, **columns)
-
-
-def _name(function: RewardFunction) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+        return checked(function, name_of(function))(completions=completions, **columns)

@@ -5,14 +5,12 @@ from fractions import Fraction
 
 from online_sft.rewards.exact_number import exact_number
 from online_sft.rewards.screening import why_screened
-from online_sft.rewards.spelling import Spelling, alternatives, spelling
-from online_sft.rewards.units import TEXT
+from online_sft.rewards.spelling import Spelling, alternatives, spelling, without_text_markup
 from online_sft.rewards.verdicts import Verdict
 
 __all__ = ["LONG_DECIMAL", "compared", "is_evaluated"]
 
 LONG_DECIMAL = re.compile(r"\.[0-9]{10,}")
-_TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _SPACE_BESIDE_NO_DIGIT = re.compile(r"(?<![0-9]) | (?![0-9])")
 _MULTIPLE_OF_A_VARIABLE = re.compile(r"[+-]?[0-9.]+[A-Za-z]")
@@ -64,7 +62,7 @@ def is_evaluated(gold: Spelling, answer: Spelling) -> bool:
 
 
 def _tight(text: str) -> str:
-    return _SPACE_BESIDE_NO_DIGIT.sub("", _TEXT.sub(r"\1", text))
+    return _SPACE_BESIDE_NO_DIGIT.sub("", without_text_markup(text))
 
 
 def _numbers(gold: Spelling, answer: Spelling) -> tuple[Fraction, Fraction] | None:

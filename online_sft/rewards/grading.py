@@ -88,9 +88,7 @@ class MathGrader:
     def _known(self, gold: str, answer: str | None) -> Verdict | None:
         if answer is not None and self._remembered.get((gold, None), Verdict.CORRECT) is not Verdict.CORRECT:
             return Verdict.BAD_GOLD
-        verdict = self._remembered.get((gold, answer)) or _without_sympy(gold, answer)
-        is_open = verdict in (None, Verdict.CORRECT) and answer is not None and not self._accept_expressions
-        return Verdict.WRONG if is_open and not is_evaluated(spelling(gold), spelling(answer or "")) else verdict
+        return self._remembered.get((gold, answer)) or _without_sympy(gold, answer, self._accept_expressions)
 
     def _remember(self, verdicts: dict[_Pair, Verdict]) -> None:
         self._remembered |= {
@@ -115,7 +113,7 @@ def _for_sympy(text: str) -> str:
     return rf"\frac{{{spelled.number.numerator}}}{{{spelled.number.denominator}}}"
 
 
-def _without_sympy(gold_text: str, answer_text: str | None) -> Verdict | None:
+def _without_sympy(gold_text: str, answer_text: str | None, accept_expressions: bool) -> Verdict | None:
     """The verdict where text and exact fractions decide; None where it takes sympy."""
     if len(gold_text) > _LONGEST:
         return Verdict.SCREENED if answer_text is None else Verdict.BAD_GOLD
@@ -123,6 +121,11 @@ def _without_sympy(gold_text: str, answer_text: str | None) -> Verdict | None:
         return Verdict.SCREENED
     gold = spelling(gold_text)
     fault = Verdict.SCREENED if why_screened(gold.text) else None if gold.text else Verdict.NO_ANSWER
-    if answer_text is not None:
-        return Verdict.BAD_GOLD if fault else compared(gold, spelling(answer_text))
-    return fault or (Verdict.CORRECT if gold.number is not None or gold.is_words else None)
+    if answer_text is None:
+        return fault or (Verdict.CORRECT if gold.number is not None or gold.is_words else None)
+    if fault:
+        return Verdict.BAD_GOLD
+    answer = spelling(answer_text)
+    verdict = compared(gold, answer)
+    is_open = verdict in (None, Verdict.CORRECT) and not accept_expressions
+    return Verdict.WRONG if is_open and not is_evaluated(gold, answer) else verdict

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from online_sft.rewards.worker import write_frame
+from online_sft.rewards.worker import LENGTH, write_frame
 
 __all__ = ["Failure", "KillableWorkers"]
 
@@ -46,7 +46,7 @@ class KillableWorkers:
     """Runs `function` on tasks, in processes that are killed and replaced when a task passes its deadline.
 
     Callable from any thread, from daemonic processes and after a fork. Processes start with the first task and end
-    with this object, with the interpreter, or, when that is killed, by themselves.
+    with this object, with the interpreter, or, when that is killed, by themselves. Picklable, without them.
 
     Args:
         function: what to run; its value must be JSON. A closure, a lambda or a function of `__main__` is sent by value.
@@ -74,8 +74,16 @@ class KillableWorkers:
         self._setup = pickle.dumps((timeout_s, int(memory_gib * 2**30), _pickled(function), warm_up))
         self._timeout_s = timeout_s
         self._num_workers = num_workers or _share_of_cores()
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: vars(self)[name] for name in ("_setup", "_timeout_s", "_num_workers")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, in this process or another, starts processes of its own."""
+        vars(self).update(state)
         self._lock = threading.Lock()
-        self._pid: int | None = None  # of the process that the workers below belong to
+        self._pid: int | None = None  # of the process that the workers belong to
 
     def run(self, tasks: Iterable[tuple[Any, ...]], timeout_s: float | None = None) -> list[Any]:
         """The value of `function(*task)`, or a `Failure`, for each task, in their order; a shorter limit may be given.
@@ -85,15 +93,14 @@ class KillableWorkers:
         """
         executor = self._started()
         limit_s = min(timeout_s or self._timeout_s, self._timeout_s)
-        return list(executor.map(lambda task: self._run_one(pickle.dumps(task), limit_s), list(tasks)))
+        return list(executor.map(lambda task: self._run_one(pickle.dumps(task), limit_s), tasks))
 
     def _started(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pid != os.getpid():  # first use, or first use after a fork, whose parent keeps the old ones
                 self._pid = os.getpid()
-                self._workers: SimpleQueue[_Worker] = (
-                    SimpleQueue()
-                )  # first in, first out: a new process has time to start
+                # first in, first out: a new process has time to start
+                self._workers: SimpleQueue[_Worker] = SimpleQueue()
                 workers = [_Worker(self._setup) for _ in range(self._num_workers)]
                 for worker in workers:
                     worker.start()  # all at once: their imports take half a second
@@ -125,7 +132,6 @@ class _Worker:
             self._await_ready()
         reply = self._exchange(payload, timeout_s)
         if isinstance(reply, Failure) or reply["retire"]:
-            self.end()
             self.start()  # the imports of the next one overlap with what this process does now
         if isinstance(reply, Failure):
             return reply
@@ -145,6 +151,7 @@ class _Worker:
                 pipe.close()
 
     def start(self) -> None:
+        """A new process, instead of the one that may be there."""
         self.end()
         path = [entry for entry in sys.path if isinstance(entry, str)]
         self._process = subprocess.Popen(
@@ -169,8 +176,8 @@ class _Worker:
         deadline = time.monotonic() + timeout_s
         try:
             write_frame(self._process.stdin.fileno(), payload)
-            header = self._read(4, deadline)
-            return json.loads(self._read(int.from_bytes(header, "big"), deadline))
+            (num_bytes,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
+            return json.loads(self._read(num_bytes, deadline))
         except TimeoutError:
             return Failure("timed_out", f"no answer within {timeout_s:g} s")
         except (EOFError, BrokenPipeError):  # the kernel or a crash has ended it

@@ -107,9 +107,6 @@ class MathVerificationReward:
     def _grader(self) -> MathGrader:
         return MathGrader(self.timeout_s, self.memory_gib, accept_expressions=self.accept_expressions)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_grader"}
-
     def golds(self, columns: Mapping[str, Sequence[Any]], prompts: Sequence[Any] | None = None) -> list[object]:
         """The gold of each row, from `reward_lookup` or from the one column that holds them.
 

@@ -82,9 +82,6 @@ class ReasoningGymReward:
     def _workers(self) -> KillableWorkers:
         return KillableWorkers(_score, timeout_s=self.timeout_s, memory_gib=self.memory_gib, warm_up=(None, {}))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_workers"}
-
 
 def _fault(score: float | str | None) -> str | None:
     if score is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from online_sft.rewards.checked import check_dataset, is_async
+from online_sft.rewards.checked import check_dataset, is_async, name_of
 from online_sft.rewards.killable import Failure, KillableWorkers
 
 __all__ = ["SandboxedReward", "sandboxed"]
@@ -38,7 +38,7 @@ def sandboxed(
         ValueError: when it is asynchronous, asks for something of the trainer's process (`log_metric`, `log_extra`,
             `environments`), or cannot be sent to another process.
     """
-    name = getattr(reward_function, "__name__", type(reward_function).__name__)
+    name = name_of(reward_function)
     if is_async(reward_function):
         raise ValueError(f"reward function {name!r} is asynchronous and waits without holding up others; pass it as is")
     asked = _STAY_HERE & set(inspect.signature(reward_function).parameters)
@@ -93,9 +93,6 @@ class SandboxedReward:
         return KillableWorkers(
             partial(_reward_of_one, self.reward_function), timeout_s=self.timeout_s, memory_gib=self.memory_gib
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_workers"}
 
 
 def _row(columns: dict[str, Any], index: int, num_rows: int) -> dict[str, Any]:

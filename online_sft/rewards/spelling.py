@@ -4,13 +4,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from online_sft.rewards.exact_number import exact_number
 from online_sft.rewards.plain_text import readable
 from online_sft.rewards.units import TEXT, without_unit
 
-__all__ = ["Spelling", "alternatives", "normal_form", "spelling", "with_both_signs"]
+__all__ = ["Spelling", "alternatives", "normal_form", "spelling", "with_both_signs", "without_text_markup"]
 
+_TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}")
 _WRAPPED = re.compile(rf"(?:\\boxed|\\fbox|\\underline|{TEXT})\s*\{{([^{{}}]*)\}}")
 _QUOTED = re.compile(r"`(.*)`|\"(.*)\"|\(([A-Za-z])\)|([A-Z])\)", re.DOTALL)
 _FUNCTIONS = "arccos|arcsin|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd"
@@ -84,10 +86,11 @@ class Spelling:
     is_words: bool
 
 
+@lru_cache(2000)  # the samples of a group repeat their gold
 def spelling(answer: str) -> Spelling:
     """How `answer` is compared."""
     whole = normal_form(answer)
-    if time := _TIME_OF_DAY.fullmatch(re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", whole).casefold()):
+    if time := _TIME_OF_DAY.fullmatch(without_text_markup(whole).casefold()):
         return Spelling(f"{time[1]} {time[2]}m", "", None, is_words=True)
     text, unit = without_unit(whole)
     in_text = re.fullmatch(rf"[\s$\\()\[\]]*{TEXT}\{{.*\}}[\s$.\\()\[\]]*", answer) and len(text) > 1
@@ -116,6 +119,11 @@ def normal_form(answer: str) -> str:
     if (statement := _STATEMENT.match(text)) and not re.search(r"\bnot\b", statement[0]):
         text = text[statement.end() :]
     return text
+
+
+def without_text_markup(text: str) -> str:
+    r"""`3 \text{ hours}` is `3  hours`."""
+    return _TEXT.sub(r"\1", text)
 
 
 def alternatives(text: str) -> list[str]:

@@ -19,20 +19,20 @@ from typing import Any, BinaryIO
 
 import psutil
 
-__all__ = ["main", "read_frame", "write_frame"]
+__all__ = ["LENGTH", "main", "write_frame"]
 
-_LENGTH = struct.Struct("!I")
+LENGTH = struct.Struct("!I")
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
+def _read_frame(stream: BinaryIO) -> bytes | None:
     """The next payload; None at the end of the stream."""
-    header = stream.read(_LENGTH.size)
-    return stream.read(*_LENGTH.unpack(header)) if len(header) == _LENGTH.size else None
+    header = stream.read(LENGTH.size)
+    return stream.read(*LENGTH.unpack(header)) if len(header) == LENGTH.size else None
 
 
 def write_frame(descriptor: int, payload: bytes) -> None:
     """Sends one payload."""
-    rest = memoryview(_LENGTH.pack(len(payload)) + payload)
+    rest = memoryview(LENGTH.pack(len(payload)) + payload)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
@@ -45,7 +45,7 @@ def main(parent: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a graded function prints must not enter the protocol
 
-    setup = read_frame(requests)
+    setup = _read_frame(requests)
     if setup is None:
         return
     timeout_s, memory_bytes, pickled, warm_up = pickle.loads(setup)
@@ -61,7 +61,7 @@ def main(parent: int) -> None:
     write_frame(replies, b'{"ready": true}')
     process = psutil.Process()
 
-    while (payload := read_frame(requests)) is not None:
+    while (payload := _read_frame(requests)) is not None:
         # The kernel's own deadline: a hung C call holds the interpreter lock, so that no thread here could end it.
         _limit(resource.RLIMIT_CPU, int(time.process_time() + timeout_s) + 2)
         reply = _reply(function, payload)
