@@ -6,11 +6,21 @@ section 2).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["BASELINES", "GROUP_BASELINES", "Baseline", "constant", "group_mean", "leave_one_out", "no_baseline"]
+__all__ = [
+    "BASELINES",
+    "GROUP_BASELINES",
+    "Baseline",
+    "RunningMean",
+    "constant",
+    "group_mean",
+    "leave_one_out",
+    "no_baseline",
+]
 
 
 def no_baseline(rewards: Tensor) -> Tensor:
@@ -38,11 +48,38 @@ def group_mean(rewards: Tensor) -> Tensor:
     return rewards.nanmean(1, keepdim=True).nan_to_num().expand_as(rewards)
 
 
+@dataclass(frozen=True)
+class RunningMean:
+    """Exponential moving average of the mean rewards of *earlier* batches (Williams, 1992), corrected for its start.
+
+    As a baseline it is unbiased, because it is used before the batch at hand enters it. 0 before the first batch.
+    """
+
+    total: float = 0.0  # sum over batches of decay^age times the mean reward
+    count: float = 0.0  # sum over batches of decay^age
+    decay: float = 0.9
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        return constant(rewards, self.value)
+
+    def after(self, rewards: Tensor) -> "RunningMean":
+        """The average once this batch is in it; unchanged by a batch that could not be scored."""
+        mean = rewards.nanmean().item()
+        if mean != mean:
+            return self
+        return RunningMean(self.decay * self.total + mean, self.decay * self.count + 1.0, self.decay)
+
+
 Baseline = Callable[[Tensor], Tensor]
 BASELINES: dict[str, Baseline] = {
     "none": no_baseline,
     "constant": constant,
     "leave_one_out": leave_one_out,
     "group_mean": group_mean,
+    "running_mean": RunningMean(),  # the trainer keeps one of its own, and saves it with checkpoints
 }
 GROUP_BASELINES = frozenset({"leave_one_out", "group_mean"})  # compare samples of one prompt: they need at least two

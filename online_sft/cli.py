@@ -1,4 +1,4 @@
-"""The `online-sft` command: `weighted` and `online` train, `inspect` and `score` look at data, `env` reports versions.
+"""The `online-sft` command: `weighted` and `online` train, `verify`, `inspect` and `score` look, `env` tells versions.
 
 Heavy imports wait until a run starts, so that every `--help` is quick; this module alone may import `trainers`.
 """
@@ -51,6 +51,14 @@ class InspectArguments:
 
     rows: int = field(default=5, metadata={"help": "Rows to show; the findings are of all rows."})
     html: str | None = field(default=None, metadata={"help": "Write a page with the same, to this file."})
+
+
+@dataclass
+class VerifyArguments:
+    """How `verify` judges."""
+
+    tolerance: float = field(default=0.01, metadata={"help": "Exit code 1 when the relative bias is above it."})
+    json: str | None = field(default=None, metadata={"help": "Write the table to this file, too."})
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,34 @@ def _inspect(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _verify(arguments: list[str]) -> None:
+    import logging
+
+    import online_sft
+
+    online_sft._own_trainers()
+    from trainers.options import OnlineSFTOptions
+
+    _print_help_if_asked("verify", arguments, (VerifyArguments, OnlineSFTOptions), "trl.GRPOConfig")
+    from rich.console import Console
+
+    from online_sft import OnlineSFTConfig
+    from online_sft.verification import verify_each_option
+    from online_sft.verification_report import print_verification, write_verification
+
+    logging.getLogger("trainers.online_sft_config").setLevel(logging.ERROR)  # the ledger comes with the table
+    on_cpu = ["--use_cpu", "true", "--bf16", "false"]  # a GPU run's config file works here too
+    show, config, _, _, _ = _parse(
+        "verify", [*on_cpu, *arguments], (VerifyArguments, OnlineSFTConfig, DataArguments, RewardArguments)
+    )
+    rows, ledger = verify_each_option(config.method), config.bias_ledger()
+    print_verification(rows, ledger, config.beta, show.tolerance, Console(highlight=False))
+    if show.json:
+        write_verification(show.json, rows, ledger, show.tolerance)
+    if rows[0][1].relative_bias > show.tolerance:
+        raise SystemExit(1)
+
+
 def _score(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="online-sft score", description=COMMANDS["score"].summary, allow_abbrev=False)
     parser.add_argument("file", help="A .jsonl, .json, .csv or .parquet file.")
@@ -214,6 +250,11 @@ COMMANDS = {
         "What `weighted` would train on, and what looks wrong with it: online-sft inspect data.jsonl [--FIELD VALUE "
         "...]. Exit code 1 if anything does, 2 if it cannot be told.",
         _inspect,
+    ),
+    "verify": Command(
+        "What a configuration of `online` optimises: its bias and noise on a policy that can be listed. Exit code 1 if "
+        "it is biased.",
+        _verify,
     ),
     "score": Command("Grade the answers in a file as the math reward does, and compare with labels.", _score),
     "env": Command("Versions and paths, for a bug report.", _env),
@@ -285,15 +326,10 @@ def _refuse_unknown(arguments: list[str], parser: "TrlParser") -> None:
 
 
 def _load_reward(name: str) -> Any:
-    """A reward function by name or import path; anything else is left to TRL as the path of a reward model."""
+    """A reward function by import path; the trainer knows what other names and paths of reward models mean."""
     import importlib
     import os
 
-    from online_sft.rewards import MathVerificationReward, ReasoningGymReward
-
-    named = {"math": MathVerificationReward, "reasoning_gym": ReasoningGymReward}
-    if name in named:
-        return named[name]()
     if os.sep in name or "." not in name:
         return name
     module, attribute = name.rsplit(".", 1)

@@ -43,6 +43,7 @@ def prop3(
     beta: float,
     baseline: Tensor | float = 0.0,
     denom_eps: float = 1e-2,
+    clip_weight_value: float | None = None,
 ) -> Tensor:
     """Proposition 3 exactly as written: L = -[ w s + sg(w) s^2 / 2 ], w = A / s.
 
@@ -57,10 +58,16 @@ def prop3(
         baseline: b, [B] or a number, constant; unbiased only if it does not depend on the same completion.
         denom_eps: where |s| is below it, A / s would lose the gradient to rounding (relative error about 1e-7 / |s| in
             float32), so `prop3_stable`, which has the same gradient without a division, is used there.
+        clip_weight_value: cuts w to [-c, c], the circulated implementation's way, with -denom_eps for an s nearer to 0.
+            Biased wherever it binds.
 
     Returns:
         [B]; the gradient is -(grad A + sg(A) grad s).
     """
+    if clip_weight_value is not None:
+        w = advantage(log_prob, ref_log_prob, reward, beta=beta, baseline=baseline) / log_prob.clamp(max=-denom_eps)
+        w = w.clamp(-clip_weight_value, clip_weight_value)
+        return -(w * log_prob + 0.5 * w.detach() * log_prob.square())
     safe = log_prob.abs() >= denom_eps
     s = torch.where(safe, log_prob, -torch.ones_like(log_prob))  # a harmless divisor where the stable form is taken
     w = advantage(log_prob, ref_log_prob, reward, beta=beta, baseline=baseline) / s

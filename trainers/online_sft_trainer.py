@@ -1,7 +1,7 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
 import logging
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from online_sft.baselines import BASELINES, constant
-from online_sft.estimators import ESTIMATORS, advantage
+from online_sft.group_advantages import group_advantages
 from online_sft.rewards.checked import check_dataset, checked
 from trainers.arguments import config_or_default
+from trainers.group_filter import replaced_degenerate_groups
+from trainers.online_metrics import OnlineMetrics
 from trainers.online_sft_config import OnlineSFTConfig
+from trainers.reward_functions import reward_functions
+from trainers.running_baseline import RunningBaseline
 
 __all__ = ["OnlineSFTTrainer"]
 
@@ -41,23 +44,30 @@ _MULTIMODAL_INPUTS = (
 class OnlineSFTTrainer(GRPOTrainer):
     """Trains a policy on its own graded samples with the estimator of Proposition 3.
 
-    Objective: E[r(x, y)] - beta KL(policy || reference), y sampled from the policy. Gradient: that of
-    -(1/D) sum_i (A_i + sg(A_i) s_i), D the scored completions of the whole optimizer step over all ranks
-    (`online_sft.estimators`); where a step is not one generation batch, its share of that batch's scored completions.
-    A completion that cannot be scored (a reward function returned None; `unscorable_if`) is in neither sum nor D, and
-    its other rewards are in no metric.
+    Objective: E[r(x, y)] - beta KL(policy || reference), y sampled from the policy; what a configuration does to it is
+    in its bias ledger. Gradient: that of -(1/D) sum_i (A_i + sg(A_i) s_i), D the scored completions of the whole
+    optimizer step over all ranks (`online_sft.proposition3`); where a step is not one generation batch, its share of
+    that batch's scored completions. A completion that cannot be scored (a reward function returned None;
+    `unscorable_if`) is in neither sum nor D, and its other rewards are in no metric. Completions that are older than
+    the policy, or of another engine, have importance weights.
 
-    Constructor, arguments and features are those of `trl.GRPOTrainer`; `args` is an `OnlineSFTConfig`.
+    Constructor, arguments and features are those of `trl.GRPOTrainer`; `args` is an `OnlineSFTConfig`. `reward_funcs`
+    may name "math" and "reasoning_gym".
 
-    Logged, per completion: `log_prob` (s, nats), `kl` (s - s_ref, nats, the k1 estimate), `advantage` (A, reward
-    units); per token: `entropy` (nats). The value of `loss` means nothing: look at `reward` and `kl`.
+    Logged, per completion: `reward` (r), `advantage` (A, reward units), `log_prob` (s, nats), `kl` (s - s_ref, nats,
+    the k1 estimate) and `kl_k3`, `weight/q05`, `q50`, `q95` (w = A/s), `unscorable` (a share); off-policy
+    `importance/min`, `max`, `clipped` (share of tokens), `ess` (effective sample size, a share); per token: `entropy`
+    (nats). With `filter_groups_enable`: `groups/kept`, `refilled`, `all_correct`, `all_wrong` (shares),
+    `sampled_per_kept`, `empty_batches` (a count). The value of `loss` means nothing: look at `reward` and `kl`.
 
     Overrides of `GRPOTrainer`, and why:
         __init__: refuses data and reward functions that cannot work before the model is loaded.
         _calculate_rewards: keeps the raw rewards, which TRL does not hand on.
-        _generate_and_score_completions: replaces TRL's group-normalised advantages by reward minus baseline.
+        _generate_and_score_completions: replaces TRL's group-normalised advantages by reward minus baseline, and groups
+            that say nothing by fresh ones.
         _compute_loss: the estimator.
         log: means over all completions of a log entry; TRL averages the means of micro-batches.
+        create_model_card: adds the bias ledger.
 
     Raises:
         ValueError: when the data set has no `prompt` column or lacks a column that a reward function requires; during
@@ -89,19 +99,25 @@ class OnlineSFTTrainer(GRPOTrainer):
                 f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, and this "
                 "model was built in memory; save it with save_pretrained and pass the folder, or set beta=0"
             )
+        reward_funcs = reward_functions(reward_funcs, args)
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
             _check_dataset(train_dataset, reward_funcs, with_rows=args.process_index == 0)
-        super().__init__(model, reward_funcs, args, train_dataset, *more, **options)
+        if args.filter_groups_enable:
+            _check_that_prompts_can_be_drawn(train_dataset)
+        super().__init__(model, reward_funcs or None, args, train_dataset, *more, **options)
         self.reward_funcs = [
             function if isinstance(function, nn.Module) else checked(function, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
-        self._totals: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}  # (sum, count) of each metric
-        self._estimator = ESTIMATORS[args.estimator]
-        self._baseline = (
-            partial(constant, value=args.baseline_value) if args.baseline == "constant" else BASELINES[args.baseline]
-        )
+        self._method = args.method
+        self._baseline = self._method.baseline_function
+        self._running_baseline = RunningBaseline() if args.baseline == "running_mean" else None
+        if self._running_baseline:
+            self.add_callback(self._running_baseline)
+        self._online_metrics = {mode: OnlineMetrics(self.accelerator) for mode in ("train", "eval")}
+        self._draws = (0, 0)  # (optimizer step, how often fresh prompts were drawn in it)
+        self._empty_batches = 0  # in a row
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -120,26 +136,101 @@ class OnlineSFTTrainer(GRPOTrainer):
                 "the functions take turns, each for its own kind of rows, set unscorable_if=all"
             )
         rewards_per_func = rewards_per_func.masked_fill(unscorable.unsqueeze(1), torch.nan)  # for TRL's metrics, too
-        weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
-        self._rewards = weighted.nansum(dim=1).masked_fill(unscorable, torch.nan)  # [B of all ranks]
+        total = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        rewards = self.args.reward_scale * total + self.args.reward_shift
+        self._rewards = rewards.masked_fill(unscorable, torch.nan)  # [B of all ranks]
+        self._metrics_of_mode.add_means(
+            {
+                "unscorable": (unscorable, torch.ones_like(unscorable)),
+                "reward": (rewards, ~unscorable),
+                **{
+                    f"rewards/{name}/mean": (rewards_per_func[:, column], ~rewards_per_func[:, column].isnan())
+                    for column, name in enumerate(self.reward_func_names)
+                },
+            }
+        )
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = self._sampled(inputs)
+        is_degenerate = None
+        if self.model.training and self.args.filter_groups_enable:
+            output, is_degenerate = self._filtered(output)
+        rewards = self.accelerator.gather(output.pop("rewards"))
+        advantages = self._own_part(self._advantages(rewards))
+        if self.model.training and self._running_baseline:
+            self._running_baseline.mean = self._running_baseline.mean.after(rewards)
+        if is_degenerate is not None:
+            advantages = advantages.masked_fill(is_degenerate.repeat_interleave(self.num_generations), torch.nan)
+        output["advantages"] = advantages
+        output["num_scored"] = self.accelerator.reduce((~advantages.isnan()).sum(), reduction="sum")
+        return output
+
+    def _sampled(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Completions and `rewards` of this rank's inputs, NaN where they cannot be scored."""
         output = super()._generate_and_score_completions(inputs)
-        num_generations = self.num_generations if self.model.training else self.num_generations_eval
-        rewards_by_group = self._rewards.view(-1, num_generations)
-        advantages = (rewards_by_group - self._baseline(rewards_by_group)).flatten()  # NaN where unscorable
-        start = self.accelerator.process_index * len(inputs)
-        output["advantages"] = advantages[start : start + len(inputs)]
-        output["num_scored"] = (~advantages.isnan()).sum()
+        output["rewards"] = self._own_part(self._rewards)
         logged = self._logs["advantages"]  # TRL has just appended its own
+        advantages = self._advantages(self._rewards)
         for _ in range(min(len(logged), len(advantages))):  # it keeps one generation batch at most
             logged.pop()
         logged.extend(advantages.tolist())
         return output
 
+    def _advantages(self, rewards: Tensor) -> Tensor:
+        """r - b of all ranks' completions, over the spread if asked for; NaN where unscorable. [B] -> [B]."""
+        num_generations = self.num_generations if self.model.training else self.num_generations_eval
+        baseline = self._running_baseline.mean if self._running_baseline else self._baseline
+        by_group = rewards.view(-1, num_generations)
+        return group_advantages(by_group, baseline, self.args.scale_rewards).flatten()
+
+    def _own_part(self, values: Tensor) -> Tensor:
+        """This rank's part of a tensor over the completions of all ranks."""
+        size = len(values) // self.accelerator.num_processes
+        return values[self.accelerator.process_index * size :][:size]
+
+    def _filtered(self, output: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """The batch with its degenerate groups replaced as far as they could be, and which are left."""
+        filtered = replaced_degenerate_groups(
+            output,
+            self._sample_fresh_groups,
+            accelerator=self.accelerator,
+            num_generations=self.num_generations,
+            min_std=self.args.filter_groups_min_std,
+            max_retries=self.args.max_filter_retries,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        metrics = self._metrics_of_mode
+        for name in ("kept", "refilled", "all_correct", "all_wrong"):
+            metrics.add_ratio(f"groups/{name}", getattr(filtered, f"num_{name}"), filtered.num_groups)
+        metrics.add_ratio("groups/sampled_per_kept", filtered.num_sampled, filtered.num_kept)
+        self._empty_batches = 0 if filtered.num_kept else self._empty_batches + 1
+        metrics.add_ratio("groups/empty_batches", self._empty_batches, 1)
+        if self._empty_batches >= self.args.filter_groups_patience:
+            logger.error(
+                "training stops after step %d: in %d batches in a row (filter_groups_patience) no group of %d samples "
+                "had rewards that differ, after %d rounds of fresh prompts each. Use easier or harder prompts, a "
+                "higher num_generations, or filter_groups_enable=False",
+                self.state.global_step,
+                self._empty_batches,
+                self.num_generations,
+                self.args.max_filter_retries,
+            )
+            self.control.should_training_stop = self.control.should_save = True
+        return filtered.batch, filtered.is_degenerate
+
+    def _sample_fresh_groups(self, num_groups: int) -> dict[str, Any]:
+        """A batch of prompts drawn by seed, step and round alone, so that a resumed run draws the same."""
+        step, draws = self._draws
+        draws = draws + 1 if step == self.state.global_step else 0
+        self._draws = (self.state.global_step, draws)
+        generator = torch.Generator().manual_seed(hash((self.args.seed, self.state.global_step, draws)) % 2**63)
+        shape = (self.accelerator.num_processes, num_groups)
+        rows = torch.randint(len(self.train_dataset), shape, generator=generator)[self.accelerator.process_index]
+        prompts = [self.train_dataset[row] for row in rows.tolist()]
+        return self._sampled([dict(prompt) for prompt in prompts for _ in range(self.num_generations)])
+
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        mode = "train" if self.model.training else "eval"
         completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
         log_probs, entropies, aux_loss = self._get_per_token_logps_and_entropies(
             model,
@@ -152,46 +243,66 @@ class OnlineSFTTrainer(GRPOTrainer):
         )
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
-        log_prob = (log_probs * mask).sum(-1)
-        ref_log_prob = (inputs["ref_per_token_logps"] * mask).sum(-1) if self.beta != 0.0 else None
         scored = ~inputs["advantages"].isnan()
-        above_baseline = inputs["advantages"].nan_to_num()
-
-        means = {"entropy": (entropies, mask), "unscorable": (~scored, torch.ones_like(scored))}
         written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
-        adv = advantage(log_prob, ref_log_prob, above_baseline, beta=self.beta)
-        means |= {"log_prob": (log_prob, written), "advantage": (adv, written)}
-        if ref_log_prob is not None:
-            means["kl"] = (log_prob - ref_log_prob, written)
-
-        per_completion = self._estimator(log_prob, ref_log_prob, above_baseline, beta=self.beta)
+        # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
+        sampler_log_probs = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
+        terms = self._method(
+            log_probs, mask, inputs["advantages"].nan_to_num(), inputs.get("ref_per_token_logps"), sampler_log_probs
+        )
         # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
         denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes
-        if mode == "train":  # `num_scored` spans the generation batch: take one optimizer step's share of it
-            denominator = denominator * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        loss = per_completion.masked_fill(~scored, 0.0).sum() / denominator
+        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
+        if self.model.training:  # `num_scored` spans the generation batch: take one optimizer step's share of it
+            denominator = denominator * accumulation / self.args.steps_per_generation
+        loss = terms.loss.masked_fill(~scored, 0.0).sum() / denominator
+        means = {"entropy": (entropies, mask)}
         if self.aux_loss_enabled:
-            accumulation = self.current_gradient_accumulation_steps if mode == "train" else 1
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
             means["aux_loss"] = (aux_loss.view(1), torch.ones(1, device=loss.device))
-
-        self._add_to_means(mode, means)
+        self._metrics_of_mode.add_means(means)
+        self._metrics_of_mode.add_completions(terms, written, off_policy=sampler_log_probs is not None)
         return loss
 
-    def _add_to_means(self, mode: str, means: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Adds (values, mask) of each metric to its mean over all ranks and micro-batches until the next log entry."""
-        sums = [torch.stack([(x.detach().float() * mask).sum(), mask.sum().float()]) for x, mask in means.values()]
-        for name, total in zip(means, self.accelerator.reduce(torch.stack(sums), reduction="sum"), strict=True):
-            self._totals[mode][name] = self._totals[mode].get(name, 0.0) + total
+    @property
+    def _metrics_of_mode(self) -> OnlineMetrics:
+        return self._online_metrics["train" if self.model.training else "eval"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        for name, sums in self._totals[mode].items():
-            total, count = sums.tolist()
-            if count:
-                self._metrics[mode][name] = [total / count]
-        self._totals[mode].clear()
+        self._metrics[mode] |= {name: [value] for name, value in self._online_metrics[mode].pop().items()}
         super().log(logs, start_time)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            with open(Path(self.args.output_dir) / "README.md", "a", encoding="utf-8") as card:
+                card.write(_ledger_section(self.args))
+
+
+def _ledger_section(args: OnlineSFTConfig) -> str:
+    ledger = [f"- `{bias.option}={bias.value}`: {bias.effect}" for bias in args.bias_ledger()]
+    return "\n".join(
+        [
+            "\n## What was optimised\n",
+            f"E[r] - {args.beta:g} KL(policy || reference), estimated with `{args.estimator}` and baseline "
+            f"`{args.baseline}`. Options in force that bias its gradient or change it:\n",
+            *(ledger or ["- none"]),
+            "",
+        ]
+    )
+
+
+def _check_that_prompts_can_be_drawn(dataset: Any) -> None:
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            "filter_groups_enable draws fresh prompts by their row, which a stream does not have; load the data set "
+            "with streaming=False"
+        )
+    if {"image", "images"} & set(dataset.column_names):
+        raise ValueError("filter_groups_enable replaces rows of text, not images; set filter_groups_enable=False")
 
 
 def _check_dataset(dataset: Any, reward_funcs: Any, with_rows: bool) -> None:

@@ -7,16 +7,37 @@ __all__ = ["OnlineSFTOptions", "WeightedSFTOptions"]
 
 @dataclass
 class OnlineSFTOptions:
-    """Fields of `OnlineSFTConfig` that `trl.GRPOConfig` does not have, or has with another default.
+    """Fields of `OnlineSFTConfig` that `trl.GRPOConfig` does not have, or has with another default or meaning.
 
     Args:
-        estimator: how the policy gradient is estimated, a key of `online_sft.estimators.ESTIMATORS`.
+        estimator: how the policy gradient is estimated: "prop3_stable" or "prop3" (`online_sft.estimators`).
+        beta: price of the KL divergence from the reference model, in reward units per nat. 0 loads no reference.
         baseline: what a reward is compared with, a key of `online_sft.baselines.BASELINES`.
         baseline_value: the constant of `baseline="constant"`, in reward units.
-        beta: price of the KL divergence from the reference model, in reward units per nat. 0 loads no reference.
-        scale_rewards: must be "none": Proposition 3 uses the rewards as they are.
+        scale_rewards: what r - b is divided by: nothing ("none"), or the standard deviation of the prompt's ("group")
+            or of all ("batch") samples, which changes the objective.
+        normalize_logprob_by_length: the log-probs of a completion are divided by its tokens, which changes the
+            objective.
+        clip_weight_value: w = A / s is cut to [-c, c]; biased where it binds. Needs `estimator="prop3"`.
+        clip_logprob_min: log-probs of completions are cut from below, in nats; biased where it binds.
+        denom_eps: "prop3" does not divide by an |s| below it.
+        importance_sampling_mode: how completions of an older policy or of another engine are corrected; TRL's names,
+            for both (`online_sft.importance`).
+        importance_sampling_clip_min, importance_sampling_clip_max: limits of the ratio; None is none.
+        reward_scale, reward_shift: r = reward_scale * (weighted sum of the reward functions) + reward_shift.
+        correct_reward, incorrect_reward: of the reward function "math".
+        apply_overlong_penalty: adds `OverlongPenalty` to the reward functions.
+        overlong_penalty_factor: the largest penalty, in reward units.
+        overlong_buffer_length: tokens below `max_completion_length` over which the penalty grows; default a fifth of
+            it.
+        filter_groups_enable: groups whose rewards are all the same are replaced by groups of fresh prompts (DAPO).
+        filter_groups_min_std: a spread (population standard deviation) of at most this is "the same".
+        max_filter_retries: rounds of fresh prompts; what is left then has no gradient.
+        filter_groups_patience: training stops after as many batches in a row without one useful group.
         unscorable_if: whether a completion is left out of baseline and loss when "any" or only when "all" of the reward
             functions return None for it.
+        total_episodes: completions to train on, in place of `max_steps`.
+        response_length: another name of `max_completion_length`.
     """
 
     estimator: str = field(
@@ -27,17 +48,6 @@ class OnlineSFTOptions:
             "choices": ["prop3", "prop3_stable"],
         },
     )
-    baseline: str = field(
-        default="leave_one_out",
-        metadata={
-            "help": "What a reward is compared with: `none`, `constant` (`baseline_value`), `leave_one_out` (mean of "
-            "the other samples of the prompt) or `group_mean`. The first two allow num_generations=1.",
-            "choices": ["none", "constant", "leave_one_out", "group_mean"],
-        },
-    )
-    baseline_value: float = field(
-        default=0.0, metadata={"help": "The constant of `baseline=constant`, in reward units."}
-    )
     beta: float = field(
         default=0.0,
         metadata={
@@ -45,9 +55,90 @@ class OnlineSFTOptions:
             "reference model."
         },
     )
+    baseline: str = field(
+        default="leave_one_out",
+        metadata={
+            "help": "What a reward is compared with: `none`, `constant` (`baseline_value`), `running_mean` (of earlier "
+            "batches), `leave_one_out` (mean of the other samples of the prompt) or `group_mean`. The first three "
+            "allow num_generations=1.",
+            "choices": ["none", "constant", "leave_one_out", "group_mean", "running_mean"],
+        },
+    )
+    baseline_value: float = field(
+        default=0.0, metadata={"help": "The constant of `baseline=constant`, in reward units."}
+    )
     scale_rewards: str = field(
         default="none",
-        metadata={"help": "Only `none`: dividing rewards by their spread would change the objective."},
+        metadata={
+            "help": "Divide reward minus baseline by the standard deviation of the prompt's (`group`) or of all "
+            "(`batch`) samples: another objective. `none` does not.",
+            "choices": ["none", "group", "batch"],
+        },
+    )
+    normalize_logprob_by_length: bool = field(
+        default=False,
+        metadata={"help": "Divide the log-prob of a completion by its number of tokens: another objective."},
+    )
+    clip_weight_value: float | None = field(
+        default=None,
+        metadata={"help": "Cut w = A/s to [-c, c]: biased where it binds. Needs estimator=prop3."},
+    )
+    clip_logprob_min: float | None = field(
+        default=None,
+        metadata={"help": "In nats, say -100: completions that are less likely have no gradient. Biased."},
+    )
+    denom_eps: float = field(
+        default=1e-2, metadata={"help": "estimator=prop3 does not divide by a log-prob nearer to 0 than this."}
+    )
+    importance_sampling_mode: str = field(
+        default="sequence_truncate",
+        metadata={
+            "help": "Importance weights for completions of an older policy (num_iterations, steps_per_generation) or "
+            "of vLLM: of whole completions (`sequence_*`, unbiased but for the limits) or single tokens (`token_*`), "
+            "cut (`*_truncate`) or dropped (`*_mask`) beyond the limits; or `none`.",
+            "choices": ["sequence_truncate", "sequence_mask", "token_truncate", "token_mask", "none"],
+        },
+    )
+    importance_sampling_clip_min: float | None = field(
+        default=None, metadata={"help": "Lower limit of the importance weights."}
+    )
+    importance_sampling_clip_max: float | None = field(
+        default=3.0, metadata={"help": "Upper limit of the importance weights."}
+    )
+    reward_scale: float = field(default=1.0, metadata={"help": "Multiplies the sum of the rewards."})
+    reward_shift: float = field(default=0.0, metadata={"help": "Is added to the sum of the rewards, after the scale."})
+    correct_reward: float = field(default=1.0, metadata={"help": "What reward function `math` gives right answers."})
+    incorrect_reward: float = field(default=-1.0, metadata={"help": "What `math` gives wrong or missing answers."})
+    apply_overlong_penalty: bool = field(
+        default=False,
+        metadata={"help": "Subtract a penalty from the reward of completions that come near the length limit (DAPO)."},
+    )
+    overlong_penalty_factor: float = field(
+        default=1.0, metadata={"help": "The largest overlong penalty, in reward units."}
+    )
+    overlong_buffer_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens below max_completion_length over which the penalty grows. Default: a fifth of it, as in "
+            "DAPO."
+        },
+    )
+    filter_groups_enable: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace groups whose samples all earn the same by groups of fresh prompts (DAPO's dynamic "
+            "sampling)."
+        },
+    )
+    filter_groups_min_std: float = field(
+        default=0.0, metadata={"help": "The spread of rewards up to which a group counts as all the same."}
+    )
+    max_filter_retries: int = field(
+        default=3, metadata={"help": "Rounds of fresh prompts; groups that are still all the same have no gradient."}
+    )
+    filter_groups_patience: int = field(
+        default=10,
+        metadata={"help": "Stop training after so many batches in a row without one group that is not all the same."},
     )
     unscorable_if: str = field(
         default="any",
@@ -57,6 +148,10 @@ class OnlineSFTOptions:
             "choices": ["any", "all"],
         },
     )
+    total_episodes: int | None = field(
+        default=None, metadata={"help": "Completions to train on, in place of max_steps; rounded up to whole steps."}
+    )
+    response_length: int | None = field(default=None, metadata={"help": "Another name of max_completion_length."})
 
 
 @dataclass

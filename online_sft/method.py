@@ -1,0 +1,57 @@
+"""What a configuration optimises, and how: the loss, and what is done to samples and rewards before it."""
+
+from dataclasses import dataclass
+
+from online_sft.baselines import BASELINES, Baseline, constant
+from online_sft.proposition3 import Proposition3
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method(Proposition3):
+    """`Proposition3` with every option that decides what its expectation is; r is the reward as configured.
+
+    The trainer trains with it, the ledger names its biases, `online-sft verify` measures them.
+
+    Args:
+        baseline, baseline_value: `online_sft.baselines`.
+        num_generations: samples of a prompt, G.
+        scale_rewards: `online_sft.group_advantages.REWARD_SCALES`.
+        filter_groups_min_std: groups of a smaller or equal spread are replaced; None keeps all.
+        temperature: of sampling and scoring.
+        top_p, top_k, min_p, repetition_penalty: of sampling alone.
+        other_sampling_options: names of further options of the sampler.
+        stale_samples: an optimizer step may lie between a sample and its use.
+        use_vllm: completions come from another engine.
+        mask_truncated_completions: completions cut at the length limit get no gradient.
+        sync_ref_model: the reference follows the policy.
+    """
+
+    baseline: str = "leave_one_out"
+    baseline_value: float = 0.0
+    num_generations: int = 8
+    scale_rewards: str = "none"
+    filter_groups_min_std: float | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    other_sampling_options: tuple[str, ...] = ()
+    stale_samples: bool = False
+    use_vllm: bool = False
+    mask_truncated_completions: bool = False
+    sync_ref_model: bool = False
+
+    @property
+    def is_off_policy(self) -> bool:
+        """Whether completions come from anything but the policy as it is when their gradient is taken."""
+        return self.use_vllm or self.stale_samples
+
+    @property
+    def baseline_function(self) -> Baseline:
+        """The baseline; `running_mean` starts at 0 and is moved on by whoever trains."""
+        if self.baseline == "constant":
+            return lambda rewards: constant(rewards, self.baseline_value)
+        return BASELINES[self.baseline]
