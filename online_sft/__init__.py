@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from online_sft.interface import WeightedSFTInterface
     from online_sft.ledger import bias_ledger
     from online_sft.losses import token_log_probs, weighted_log_probs, weighted_nll, weighted_nll_from_logits
+    from online_sft.method import Method
     from online_sft.normalisation import normalise
     from online_sft.patterns import PATTERNS, pattern_dataset
+    from online_sft.proposition3 import Proposition3
     from online_sft.rewards import (
         CombinedReward,
         MathVerificationReward,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         ReasoningGymReward,
         sandboxed,
     )
+    from online_sft.verification import verify
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
     from trainers.online_sft_config import OnlineSFTConfig
     from trainers.online_sft_trainer import OnlineSFTTrainer
@@ -42,9 +45,11 @@ _HOME_OF = {
     "CombinedReward": "online_sft.rewards",
     "LogitTransform": "online_sft.fused_cross_entropy",
     "MathVerificationReward": "online_sft.rewards",
+    "Method": "online_sft.method",
     "OnlineSFTConfig": "trainers.online_sft_config",
     "OnlineSFTTrainer": "trainers.online_sft_trainer",
     "OverlongPenalty": "online_sft.rewards",
+    "Proposition3": "online_sft.proposition3",
     "ReasoningGymReward": "online_sft.rewards",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
     "WeightedSFTInterface": "online_sft.interface",
@@ -58,6 +63,7 @@ _HOME_OF = {
     "prop3_stable": "online_sft.estimators",
     "sandboxed": "online_sft.rewards",
     "token_log_probs": "online_sft.losses",
+    "verify": "online_sft.verification",
     "weighted_linear_cross_entropy": "online_sft.fused_cross_entropy",
     "weighted_log_probs": "online_sft.losses",
     "weighted_nll": "online_sft.losses",
@@ -73,9 +79,11 @@ __all__ = [
     "CombinedReward",
     "LogitTransform",
     "MathVerificationReward",
+    "Method",
     "OnlineSFTConfig",
     "OnlineSFTTrainer",
     "OverlongPenalty",
+    "Proposition3",
     "ReasoningGymReward",
     "WeightedSFTConfig",
     "WeightedSFTInterface",
@@ -89,6 +97,7 @@ __all__ = [
     "prop3_stable",
     "sandboxed",
     "token_log_probs",
+    "verify",
     "weighted_linear_cross_entropy",
     "weighted_log_probs",
     "weighted_nll",

@@ -77,7 +77,11 @@ def _of_old_samples(method: Method) -> Iterator[Bias]:
             "importance_sampling_mode",
             mode,
             f"{source} are used as if they were the policy's own; sequence_truncate corrects it",
-            {"importance_sampling_mode": "sequence_truncate"},
+            {
+                "importance_sampling_mode": "sequence_truncate",
+                "importance_sampling_clip_min": None,
+                "importance_sampling_clip_max": None,
+            },
         )
         return
     if mode.startswith("token"):

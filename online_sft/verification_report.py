@@ -22,7 +22,7 @@ def print_verification(rows: Rows, ledger: Sequence[Bias], beta: float, toleranc
     table = Table(
         title=escape(f"expected gradient beside that of E[r] - {beta:g} KL, by enumeration"),
         title_justify="left",
-        caption="bias: relative. noise: variance per completion, in squared exact gradients. ESS: effective sample size",
+        caption="bias: relative. noise: variance per completion in squared exact gradients. ESS: effective sample size",
         caption_justify="left",
     )
     for column in ("", "bias", "cosine", "noise", "ESS"):

@@ -26,7 +26,9 @@ def error_of(capsys, *arguments):
     return line
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["weighted", "--help"], ["online", "--help"], ["env", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["weighted", "--help"], ["online", "--help"], ["verify", "--help"], ["env", "--help"]]
+)
 def test_help_does_not_import_torch(arguments):
     """Help answers in about 0.1 s because it stays clear of torch (1 s) and transformers (3 s)."""
     run = f"import sys; from online_sft.cli import main\ntry: main({arguments})\n"

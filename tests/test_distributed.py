@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import distributed_worker
+import filter_worker
 import pytest
 import sharded_head_worker
 from torch.testing import assert_close
@@ -48,3 +49,25 @@ def test_a_sharded_head_gets_the_average_gradient_of_all_ranks(tmp_path):
     assert (found.pop("world_size"), found.pop("rows_of_this_rank")) == (2, 6)
     assert found.keys() == {"weight", "bias", "hidden"}
     assert max(found.values()) < 1e-12
+
+
+@pytest.mark.distributed
+def test_filtering_makes_the_same_calls_on_every_rank_though_only_one_has_something_to_replace(saved_model, tmp_path):
+    output = tmp_path / "filtered.json"
+    on_two_processes(filter_worker.__file__, str(output), str(tmp_path / "model"))
+    ranks = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in (0, 1)]
+    useful = {row["prompt"] for row in filter_worker.DATA if row["useful"]}
+    first = [set(filter_worker.DATA["prompt"][:2]), set(filter_worker.DATA["prompt"][2:4])]
+    assert not first[0] & useful  # rank 0 has to replace both of its groups
+    for rank, result in enumerate(ranks):
+        assert (result["world_size"], result["wrapper"], result["rank"]) == (2, "DistributedDataParallel", rank)
+        for prompts in result["used"]:
+            assert len(prompts) == 8
+            assert set(prompts) <= useful
+        assert [entry["groups/kept"] for entry in result["log"]] == [1.0, 1.0]
+    assert ranks[0]["sampled"] == ranks[1]["sampled"]
+    assert len(ranks[0]["sampled"]) > 2
+    assert ranks[0]["parameters"] == ranks[1]["parameters"]
+    fresh = [set(result["used"][0]) - first[rank] for rank, result in enumerate(ranks)]
+    assert fresh[0]
+    assert not fresh[0] & fresh[1]  # ranks draw different prompts

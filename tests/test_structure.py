@@ -18,6 +18,8 @@ import online_sft
 from online_sft.baselines import BASELINES
 from online_sft.denominators import DENOMINATORS
 from online_sft.estimators import ESTIMATORS
+from online_sft.group_advantages import REWARD_SCALES
+from online_sft.importance import IMPORTANCE_SAMPLING_MODES
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import WEIGHTINGS
 from trainers.online_sft_trainer import OnlineSFTTrainer
@@ -86,6 +88,7 @@ UPSTREAM = {
     (trl.GRPOTrainer, "_generate_and_score_completions"): "inputs",
     (trl.GRPOTrainer, "_compute_loss"): "model inputs",
     (trl.GRPOTrainer, "log"): "logs start_time",
+    (trl.GRPOTrainer, "create_model_card"): "model_name dataset_name tags",
     (trl.trainer.sft_trainer.DataCollatorForLanguageModeling, "torch_call"): "examples",
 }
 
@@ -117,6 +120,8 @@ def test_the_choices_offered_by_the_options_are_the_functions_that_exist():
     offered = {field.name: field.metadata.get("choices") for field in fields(OnlineSFTOptions)}
     assert sorted(offered["estimator"]) == sorted(ESTIMATORS)
     assert sorted(offered["baseline"]) == sorted(BASELINES)
+    assert sorted(offered["scale_rewards"]) == sorted(REWARD_SCALES)
+    assert sorted(offered["importance_sampling_mode"]) == sorted(IMPORTANCE_SAMPLING_MODES)
     offered = {field.name: field.metadata.get("choices") for field in fields(WeightedSFTOptions)}
     assert sorted(offered["advantage_normalization"]) == sorted(NORMALISATIONS)
     assert sorted(offered["loss_denominator"]) == sorted([*DENOMINATORS, "constant"])

@@ -103,6 +103,8 @@ class OnlineSFTTrainer(GRPOTrainer):
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
             _check_dataset(train_dataset, reward_funcs, with_rows=args.process_index == 0)
+        if isinstance(train_dataset, Dataset):
+            _check_size(train_dataset, args)
         if args.filter_groups_enable:
             _check_that_prompts_can_be_drawn(train_dataset)
         super().__init__(model, reward_funcs or None, args, train_dataset, *more, **options)
@@ -293,6 +295,18 @@ def _ledger_section(args: OnlineSFTConfig) -> str:
             "",
         ]
     )
+
+
+def _check_size(dataset: Dataset, args: OnlineSFTConfig) -> None:
+    """TRL takes whole batches of prompts from an epoch; without one it would train for 0 steps and say little."""
+    num_prompts = args.generation_batch_size // args.num_generations
+    if len(dataset) < num_prompts:
+        raise ValueError(
+            f"the train dataset has {len(dataset)} rows and one batch takes {num_prompts} prompts "
+            "(generation_batch_size="
+            f"{args.generation_batch_size} over num_generations={args.num_generations}); lower "
+            "per_device_train_batch_size or raise num_generations"
+        )
 
 
 def _check_that_prompts_can_be_drawn(dataset: Any) -> None:

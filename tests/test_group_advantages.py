@@ -1,0 +1,52 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+from trl.trainer.utils import nanstd
+
+from online_sft.baselines import leave_one_out, no_baseline
+from online_sft.group_advantages import degenerate_groups, group_advantages
+
+REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, math.nan, 5.0, 5.0]])
+
+
+def test_without_a_scale_an_advantage_is_reward_minus_baseline():
+    expected = torch.tensor([[2 / 3, -2 / 3, -2 / 3, 2 / 3], [-3.0, math.nan, 1.5, 1.5]])
+    assert_close(group_advantages(REWARDS, leave_one_out), expected, equal_nan=True)
+
+
+def test_the_group_scale_divides_by_each_groups_spread_as_trl_computes_it():
+    expected = REWARDS / (nanstd(REWARDS, dim=1, keepdim=True) + 1e-4)
+    assert_close(group_advantages(REWARDS, no_baseline, "group"), expected, equal_nan=True)
+
+
+def test_the_batch_scale_divides_by_the_spread_of_all_samples():
+    expected = REWARDS / (nanstd(REWARDS) + 1e-4)
+    assert_close(group_advantages(REWARDS, no_baseline, "batch"), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_equal_rewards_and_single_ones_have_finite_advantages(scale):
+    rewards = torch.tensor([[1.0, 1.0], [1.0, math.nan]])
+    advantages = group_advantages(rewards, leave_one_out, scale)
+    assert_close(advantages[0], torch.zeros(2))
+    assert advantages[1, 0].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("group", "min_std", "degenerate"),
+    [
+        ([1.0, 1.0, 1.0], 0.0, True),
+        ([0.1, 0.1, 0.1], 0.0, True),  # whose mean is not exactly 0.1 in float32
+        ([1.0, 0.0, 1.0], 0.0, False),
+        ([1.0, 1.0, math.nan], 0.0, True),
+        ([1.0, 0.0, math.nan], 0.0, False),
+        ([1.0, math.nan, math.nan], 0.0, True),
+        ([math.nan] * 3, 0.0, True),
+        ([1.0, 0.0, 1.0, 0.0], 0.49, False),  # population spread 0.5
+        ([1.0, 0.0, 1.0, 0.0], 0.5, True),
+    ],
+)
+def test_a_group_is_degenerate_when_its_rewards_are_all_the_same(group, min_std, degenerate):
+    assert degenerate_groups(torch.tensor([group]), min_std).tolist() == [degenerate]
