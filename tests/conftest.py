@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`, which is not installed
 
+import datasets  # noqa: F401  its log handler keeps the stderr of its import, which a test's capture closes
 from transformers import Qwen2ForCausalLM
 
 from recipes.quickstart.tiny_model import build_model, build_tokenizer
