@@ -19,6 +19,12 @@ WEIGHTED, ONLINE, STEP = (f"trainers/{n}.py" for n in ("weighted_sft_trainer", "
 DATA, COLLATOR, HEAD = (f"trainers/weighted_{name}.py" for name in ("data", "collator", "lm_head"))
 RUNNING = "trainers/running_advantages.py"
 REWARDS = "online_sft/rewards/"
+P3, IMPORTANCE, GROUPS, VERIFY, ENUM = (
+    f"online_sft/{n}.py" for n in ("proposition3", "importance", "group_advantages", "verification", "enumeration")
+)
+FILTER, CONFIG, METRICS, FUNCTIONS = (
+    f"trainers/{n}.py" for n in ("group_filter", "online_sft_config", "online_metrics", "reward_functions")
+)
 IN_SFT, IN_ONLINE, IN_OPTIONS = "weighted_sft_trainer", "online_sft_trainer", "weighted_sft_options"
 IN_FUSED, IN_DATA, IN_PATHS, IN_SEEDS = "fused_cross_entropy", "weighted_data", "weighted_paths", "seed_interfaces"
 
@@ -118,11 +124,51 @@ MUTANTS = [
     ("the published alignment", WEIGHTED, 'if self.args.align == "source":', "if False:", IN_SEEDS),
     ("the seed method's mask", WEIGHTED, "input_ids.masked_fill(~mask, -100)", "input_ids.masked_fill(mask & ~mask, -100)", IN_SEEDS),
     ("the alarm", WEIGHTED, "negative_nll < 2 * chance", "negative_nll < 2e9 * chance", IN_OPTIONS),
-    ("the baseline", ONLINE, "rewards_by_group - self._baseline(rewards_by_group)", "rewards_by_group", IN_ONLINE),
-    ("the completion mask of s", ONLINE, "(log_probs * mask).sum(-1)", "log_probs.mean(-1)", IN_ONLINE),
-    ("unscored in the sum", ONLINE, "per_completion.masked_fill(~scored, 0.0)", "per_completion", IN_ONLINE),
+    ("the baseline", GROUPS, "(rewards - baseline(rewards))", "(rewards)", "group_advantages"),
+    ("the scale of the advantages", GROUPS, "baseline(rewards)) / REWARD_SCALES[scale](rewards)", "baseline(rewards))", "group_advantages"),
+    ("Bessel's correction", GROUPS, "(count - 1).clamp(min=1)", "count.clamp(min=1)", "group_advantages"),
+    ("the spread of a degenerate group", GROUPS, "(std <= min_std)", "(std < min_std)", "group_advantages"),
+    ("groups with one reward", GROUPS, "(scored.sum(1) < 2) | ", "", "group_advantages"),
+    ("rounding in equal rewards", GROUPS, " | equal", "", "group_advantages"),
+    ("the completion mask of s", P3, "(log_probs * mask).sum(-1)", "log_probs.sum(-1)", "proposition3"),
+    ("the length of a completion", P3, "mask.sum(-1).clamp(min=1)", "mask.size(-1)", "proposition3"),
+    ("the clip of s_ref", P3, "self._of_completion(ref_log_probs, mask)", "(ref_log_probs * mask).sum(-1)", "proposition3"),
+    ("the importance weight in the loss", P3, "log_probs = reweighted(log_probs, weights)", "pass", "proposition3"),
+    ("the sign of k3", P3, "torch.expm1(-k1) + k1", "torch.expm1(k1) - k1", "proposition3"),
+    ("the clip of w", ESTIMATORS, "w = w.clamp(-clip_weight_value, clip_weight_value)", "pass", "proposition3"),
+    ("the divisor of a clipped w", ESTIMATORS, "log_prob.clamp(max=-denom_eps)", "log_prob", "proposition3"),
+    ("the mask of the ratio of a completion", IMPORTANCE, "(mask == 0) | sampler", "sampler", "importance"),
+    ("an engine's unknown log-prob", IMPORTANCE, " | sampler_log_probs.isnan()", "", "importance"),
+    ("the direction of the ratio", IMPORTANCE, "(log_probs - sampler_log_probs).detach()", "(sampler_log_probs - log_probs).detach()", "importance"),
+    ("the gradient into the weights", IMPORTANCE, "(log_probs - sampler_log_probs).detach()", "(log_probs - sampler_log_probs)", "importance"),
+    ("token and sequence ratios", IMPORTANCE, 'if level == "sequence"', 'if level == "token"', "importance"),
+    ("the earlier batches of the running mean", ONLINE, "self._running_baseline.mean if self._running_baseline", "self._running_baseline.mean.after(rewards) if self._running_baseline", IN_ONLINE),
+    ("the decay of the running mean", BASELINES, "self.decay * self.total + mean", "self.total + mean", IN_ONLINE),
+    ("the resume of the running mean", "trainers/running_baseline.py", "RunningMean(**saved", "RunningMean() or (saved", IN_ONLINE),
+    ("the sampler's log-probs", ONLINE, 'inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))', "None", IN_ONLINE),
+    ("the scale of the rewards", ONLINE, "self.args.reward_scale * total", "total", IN_ONLINE),
+    ("the shift of the rewards", ONLINE, "total + self.args.reward_shift", "total", IN_ONLINE),
+    ("the weight of the overlong penalty", FUNCTIONS, "[*args.reward_weights, 1.0]", "[*args.reward_weights, 0.0]", IN_ONLINE),
+    ("the rewards of math", FUNCTIONS, "correct_reward=args.correct_reward, ", "", IN_ONLINE),
+    ("the quantiles of the weights", METRICS, '"q95": 0.95', '"q95": 0.9', IN_ONLINE),
+    ("the mean over completions of the reward", METRICS, "x.detach().float()[m.bool()].sum()", "x.detach().float()[m.bool()].mean()", IN_ONLINE),
+    ("filtered groups in the sum", ONLINE, "advantages = advantages.masked_fill(is_degenerate", "advantages.masked_fill(is_degenerate", "group_filter"),
+    ("padding of prompts", FILTER, "left=name in _PADDED_LEFT", "left=False", "group_filter"),
+    ("the rows of a group", FILTER, "groups.unsqueeze(1) * num_generations", "groups.unsqueeze(1)", "group_filter"),
+    ("degenerate fresh groups", FILTER, "(~degenerate(fresh))", "(degenerate(fresh) | True)", "group_filter"),
+    ("the seed of fresh prompts", ONLINE, "hash((self.args.seed, self.state.global_step, draws))", "hash((self.args.seed, id(self), draws))", "group_filter"),
+    ("the share of ranks in fresh prompts", ONLINE, "generator=generator)[self.accelerator.process_index]", "generator=generator)[0]", "distributed"),
+    ("the same rounds on all ranks", FILTER, "accelerator.gather(is_degenerate.sum().view(1)).max()", "is_degenerate.sum()", "distributed"),
+    ("stale samples", CONFIG, "% (self.steps_per_generation * self.num_iterations) != 0", "!= self.gradient_accumulation_steps", "online_sft_config"),
+    ("episodes of several iterations", CONFIG, "self.total_episodes * self.num_iterations", "self.total_episodes", "online_sft_config"),
+    ("the multinomial", VERIFY, "torch.lgamma(counts + 1).sum(1)", "0 * torch.lgamma(counts + 1).sum(1)", "verification"),
+    ("the noise within a level", VERIFY, "return mean, mean.square().sum(1) + spread", "return mean, mean.square().sum(1)", "verification"),
+    ("truncated completions of the oracle", VERIFY, "mask = mask * ~policy.is_truncated.unsqueeze(1)", "pass", "verification"),
+    ("the temperature of the oracle", ENUM, "(logits / temperature).log_softmax(-1)", "logits.log_softmax(-1)", "enumeration"),
+    ("the mass of top_p", ENUM, "<= 1 - top_p", "< top_p", "enumeration"),
+    ("unscored in the sum", ONLINE, "terms.loss.masked_fill(~scored, 0.0)", "terms.loss", IN_ONLINE),
     ("unscored in the count", ONLINE, '(~advantages.isnan()).sum()', "torch.tensor(len(advantages))", IN_ONLINE),
-    ("the accumulation", ONLINE, "* self.current_gradient_accumulation_steps", "", IN_ONLINE),
+    ("the accumulation", ONLINE, "denominator * accumulation / self", "denominator / self", IN_ONLINE),
     ("reward weights", ONLINE, "rewards_per_func * self.rew", "rewards_per_func + 0 * self.rew", IN_ONLINE),
     ("the number of processes", ONLINE, "/ self.accelerator.num_processes", "/ 1", "distributed"),
     ("unscorable if any", ONLINE, "missing.any(dim=1) if", "missing.all(dim=1) if", IN_ONLINE),
@@ -177,7 +223,7 @@ MUTANTS = [
     ("rows of the sandbox", f"{REWARDS}sandboxed.py", "[value[index]] if", "[value[0]] if", "sandboxed"),
     ("failures as rewards", f"{REWARDS}sandboxed.py", "self.failed if isinstance(result, Failure)", "0.0 if isinstance(result, Failure)", "sandboxed"),
     ("the last tagged answer", f"{REWARDS}reasoning_gym.py", "return tagged[-1]", "return tagged[0]", "reasoning_gym_reward"),
-    ("the rank's own slice", ONLINE, "self.accelerator.process_index * len(inputs)", "0", "distributed"),
+    ("the rank's own slice", ONLINE, "self.accelerator.process_index * size", "0", "distributed"),
 ]  # fmt: skip
 
 
