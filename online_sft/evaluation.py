@@ -38,7 +38,7 @@ def pass_at_k(num_samples: int | Tensor, num_correct: int | Tensor, k: int) -> T
 
     Unbiased for 1 - (1 - p)^k, p the chance of a correct sample, which the plug-in 1 - (1 - c/n)^k underestimates
     (Chen et al. 2021, Eq. 1). The quotient is the product of (n-c-j) / (n-j) over j < k: exact where factorials
-    overflow, and exactly 0 where fewer than k samples are wrong.
+    overflow, and 0 where fewer than k samples are wrong, because one factor is.
 
     num_samples (n), num_correct (c): counts of one shape, or numbers. Returns float64 of that shape.
 
@@ -51,7 +51,7 @@ def pass_at_k(num_samples: int | Tensor, num_correct: int | Tensor, k: int) -> T
     if ((c < 0) | (c > n)).any():
         raise ValueError(f"num_correct must be between 0 and num_samples; got {num_correct} of {num_samples}")
     drawn = torch.arange(k, dtype=torch.float64)
-    return 1.0 - ((n - c - drawn).clamp(min=0.0) / (n - drawn)).prod(-1)
+    return 1.0 - ((n - c - drawn) / (n - drawn)).prod(-1)
 
 
 def answer_value(answer: str) -> Hashable:

@@ -4,6 +4,7 @@ python sampled_evaluation_worker.py OUTPUT.json MODEL_FOLDER
 """
 
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from online_sft import SampledEvaluationCallback, WeightedSFTConfig, WeightedSFTTrainer
 
 
-def divisible(completion_ids, completions, **columns):
-    return [1.0 if sum(ids) % 3 == 0 else 0.0 for ids in completion_ids]
+def moody(completion_ids, completions, **columns):
+    """A grader that draws random numbers, as some do: they must not depend on what its process graded before."""
+    return [1.0 if sum(ids) % 3 == 0 and random.random() < 0.7 else 0.0 for ids in completion_ids]
 
 
 def metrics(folder: str) -> dict[str, float]:
@@ -27,7 +29,7 @@ def metrics(folder: str) -> dict[str, float]:
     args = WeightedSFTConfig(**EXACT_ON_CPU)
     trainer = WeightedSFTTrainer(model, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
     settings = {"ks": (1, 4), "num_generations": 4, "max_completion_length": 6, "batch_size": 7}
-    trainer.add_callback(SampledEvaluationCallback(trainer, data.select_columns("prompt"), divisible, **settings))
+    trainer.add_callback(SampledEvaluationCallback(trainer, data.select_columns("prompt"), moody, **settings))
     found = trainer.evaluate()
     return {name: found[name] for name in found if "@" in name or name == "eval_unscorable"}
 

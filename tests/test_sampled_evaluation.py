@@ -10,6 +10,7 @@ import pytest
 import sampled_evaluation_worker
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from test_distributed import on_two_processes
 from test_evaluation import by_enumeration
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
@@ -23,11 +24,20 @@ from online_sft import (
     WeightedSFTConfig,
     WeightedSFTTrainer,
 )
+from online_sft.evaluation import answer_value, bootstrap_mean
+from online_sft.rewards.answers import final_answer
 from trainers.evaluation import _dealt
 
 PROMPTS = ["1 + 1 =", "12 + 30 =", "7 + 0 =", "5 + 222 =", "9 + 9 ="]
 HELD_OUT = Dataset.from_list([{"prompt": prompt, "divisor": 2 + i % 2} for i, prompt in enumerate(PROMPTS)])
-SETTINGS = {"ks": (1, 2), "num_generations": 4, "max_completion_length": 7, "batch_size": 6, "temperature": 1.3}
+SETTINGS = {
+    "ks": (1, 2),
+    "num_generations": 4,
+    "max_completion_length": 7,
+    "batch_size": 6,
+    "temperature": 1.3,
+    "top_p": 0.9,
+}
 END = 1  # the token
 
 
@@ -38,6 +48,10 @@ def divisible(prompts, completions, completion_ids, divisor, **columns):
 
 def last_digit(text):
     return text[-1] if text[-1:].isdigit() else None
+
+
+def parity(digit):
+    return int(digit) % 2
 
 
 def noisy(completions, completion_ids, **columns):
@@ -52,7 +66,9 @@ def online(model, tokenizer, args, data=HELD_OUT, **options):
 
 
 def callback(trainer, reward=divisible, data=HELD_OUT, **options):
-    return SampledEvaluationCallback(trainer, data, reward, **{**SETTINGS, "answer": last_digit, **options})
+    return SampledEvaluationCallback(
+        trainer, data, reward, **{**SETTINGS, "answer": last_digit, "answer_key": parity, **options}
+    )
 
 
 @pytest.fixture
@@ -71,37 +87,44 @@ def written_out(model, prompt_ids, seed=0, n=4, batch_size=6):
         tokens = model.generate(
             torch.tensor([[0] * (width - len(ids)) + ids for ids in batch]),
             attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch]),
-            **{"do_sample": True, "temperature": 1.3, "top_k": 0, "max_new_tokens": 7},
+            **{"do_sample": True, "temperature": 1.3, "top_p": 0.9, "top_k": 0, "max_new_tokens": 7},
         )[:, width:]
         completions += [ids[: ids.index(END) + 1] if END in ids else ids for ids in tokens.tolist()]
     return [completions[i : i + n] for i in range(0, len(completions), n)]
 
 
-def expected(completions, tokenizer, divisors):
-    """pass@2 and maj@2 by enumeration, avg@4, over prompts."""
+def expected(completions, tokenizer):
+    """avg@4, and pass@2 and maj@2 by enumeration, of each prompt."""
     values = {"eval_avg@4": [], "eval_pass@2": [], "eval_maj@2": []}
-    for samples, divisor in zip(completions, divisors, strict=True):
+    for samples, divisor in zip(completions, HELD_OUT["divisor"], strict=True):
         correct = [sum(ids) % divisor == 0 for ids in samples]
         answers = [last_digit(tokenizer.decode(ids, skip_special_tokens=True)) for ids in samples]
         values["eval_avg@4"].append(sum(correct) / 4)
         pairs = [correct[i] or correct[j] for i in range(4) for j in range(i)]
         values["eval_pass@2"].append(sum(pairs) / len(pairs))
-        values["eval_maj@2"].append(by_enumeration(answers, correct, 2))
-    return {name: sum(per_prompt) / len(per_prompt) for name, per_prompt in values.items()}
+        values["eval_maj@2"].append(by_enumeration([answer and parity(answer) for answer in answers], correct, 2))
+    return {name: torch.tensor(per_prompt, dtype=torch.float64) for name, per_prompt in values.items()}
 
 
 def test_the_numbers_are_those_of_a_written_out_loop_over_generate(model, tokenizer, cpu_args):
-    plain = copy.deepcopy(model).eval()
+    plain, seen = copy.deepcopy(model).eval(), []
+
+    def reward(prompts, completions, completion_ids, **columns):
+        seen.extend(completion_ids)
+        return divisible(prompts, completions, completion_ids, **columns)
+
     model.generation_config.top_k, model.generation_config.repetition_penalty = 1, 5.0  # must not be inherited
-    metrics = callback(online(model, tokenizer, cpu_args)).evaluate()
-    completions = written_out(plain, [tokenizer(prompt)["input_ids"] for prompt in PROMPTS])
-    lengths = {len(ids) for samples in completions for ids in samples}
-    assert len(lengths) > 2, "some completions must end early for this test to mean anything"
-    found = expected(completions, tokenizer, HELD_OUT["divisor"])
-    assert len(set(found.values())) == 3
-    assert {name: metrics[name] for name in found} == pytest.approx(found)
+    metrics = callback(online(model, tokenizer, cpu_args), reward, seed=3).evaluate()
+    completions = written_out(plain, [tokenizer(prompt)["input_ids"] for prompt in PROMPTS], seed=3)
+    assert seen == [ids for samples in completions for ids in samples]
+    assert len(set(map(len, seen))) > 2, "some completions must end early for this test to mean anything"
+    values = expected(completions, tokenizer)
+    for name, per_prompt in values.items():
+        estimate = bootstrap_mean(per_prompt, generator=torch.Generator().manual_seed(0))
+        found = [metrics[name + end] for end in ("", "_low", "_high")]
+        assert found == pytest.approx([estimate.mean, estimate.low, estimate.high])
+    assert len({metrics[name] for name in values}) == 3
     assert metrics["eval_pass@1"] == metrics["eval_avg@4"]
-    assert metrics["eval_avg@4_low"] < metrics["eval_avg@4"] < metrics["eval_avg@4_high"]
     assert metrics["eval_unscorable"] == 0.0 and "eval_maj@1" not in metrics
 
 
@@ -121,20 +144,25 @@ def test_conversations_are_rendered_with_the_template_and_graded_as_messages(mod
     trainer = online(model, chat, cpu_args, data, chat_template_kwargs={"sign": "-"})
     metrics = callback(trainer, reward, data).evaluate()
     completions = written_out(plain, [tokenizer(f"{prompt} = -")["input_ids"] for prompt in PROMPTS])
-    found = expected(completions, tokenizer, HELD_OUT["divisor"])
-    assert {name: metrics[name] for name in found} == pytest.approx(found)
+    means = {name: per_prompt.mean().item() for name, per_prompt in expected(completions, tokenizer).items()}
+    assert {name: metrics[name] for name in means} == pytest.approx(means)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for samples in completions for ids in samples]
     assert [completion for _, completion in seen] == [[{"role": "assistant", "content": text}] for text in texts]
     assert seen[4][0] == rows[1]["prompt"]
 
 
 def test_every_trainer_gives_the_same_numbers(model, tokenizer, cpu_args, trainer):
+    """LoRA, too, whose adapters begin as zeros."""
     found = callback(trainer).evaluate()
     rows = Dataset.from_list([{"prompt": "1 + 1 =", "completion": " 2", "advantages": 1.0}])
     weighted = WeightedSFTTrainer(model, WeightedSFTConfig(**cpu_args), train_dataset=rows, processing_class=tokenizer)
     grpo = GRPOTrainer(model, noisy, GRPOConfig(**_trl(cpu_args)), HELD_OUT, processing_class=tokenizer)
     plain = Trainer(model, TrainingArguments("out", use_cpu=True, report_to="none"), processing_class=tokenizer)
-    for other in (weighted, grpo, plain):
+    args, lora = OnlineSFTConfig(**cpu_args), LoraConfig(target_modules=["q_proj"])
+    adapted = OnlineSFTTrainer(
+        copy.deepcopy(model), noisy, args, HELD_OUT, processing_class=tokenizer, peft_config=lora
+    )
+    for other in (weighted, grpo, plain, adapted):
         assert callback(other).evaluate() == found
     assert callback(trainer, seed=1).evaluate() != found
 
@@ -211,13 +239,34 @@ def test_the_best_checkpoint_by_pass_at_1_is_loaded_at_the_end(model, tokenizer,
     assert evaluation.evaluate()["eval_pass@1"] == numbers[step]
 
 
-def test_early_stopping_sees_the_metrics(model, tokenizer, cpu_args):
+def test_early_stopping_sees_the_metrics_and_is_refused_where_it_would_not(model, tokenizer, cpu_args):
     schedule = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "learning_rate": 0.0}
     trainer = online(model, tokenizer, {**cpu_args, **schedule}, metric_for_best_model="eval_pass@2")
     trainer.add_callback(callback(trainer))
     trainer.add_callback(EarlyStoppingCallback(1))
     trainer.train()
     assert trainer.state.global_step == 2
+    trainer.callback_handler.callbacks.reverse()
+    with pytest.raises(ValueError, match=r"add it with trainer\.add_callback after SampledEvaluationCallback"):
+        trainer.train()
+
+
+def test_a_trainer_whose_policy_is_more_than_one_turn_of_text_is_refused(model, tokenizer, cpu_args, trainer):
+    def multiply(a: int, b: int) -> int:
+        """Multiplies two integers.
+
+        Args:
+            a: The first integer.
+            b: The second integer.
+        """
+        return a * b
+
+    trainer.tools = [multiply]  # no known chat template renders tools with so small a vocabulary
+    with pytest.raises(ValueError, match="one turn and no tools"):
+        callback(trainer)
+    without = Trainer(model, TrainingArguments("out", use_cpu=True, report_to="none"))
+    with pytest.raises(ValueError, match="needs a tokenizer; got NoneType"):
+        callback(without)
 
 
 def test_several_evaluation_sets_are_one_sampled_evaluation(model, tokenizer, cpu_args):
@@ -248,12 +297,22 @@ def test_unscorable_samples_are_counted_and_a_threshold_moves_what_is_correct(tr
 
 
 def test_the_math_reward_and_its_answers_work_unchanged(trainer):
-    """A prompt that ends in `Answer: ` makes digits the answer; the default vote is by value."""
-    rows = [{"prompt": prompt, "solution": "4"} for prompt in PROMPTS]
-    reward = MathVerificationReward()
-    metrics = SampledEvaluationCallback(trainer, Dataset.from_list(rows), reward, max_completion_length=8).evaluate()
-    assert 0.0 <= metrics["eval_pass@1"] <= metrics["eval_pass@8"] <= 1.0
-    assert metrics["eval_maj@8"] <= metrics["eval_pass@8"]
+    reward, seen = MathVerificationReward(), []
+
+    def recorded(prompts, completions, solution, **columns):
+        rewards = reward(completions, solution)
+        seen.extend(zip(completions, rewards, strict=True))
+        return rewards
+
+    rows = Dataset.from_list([{"prompt": prompt, "solution": str(i)} for i, prompt in enumerate(PROMPTS)])
+    sizes = {"ks": (1, 64), "num_generations": 64, "max_completion_length": 12, "batch_size": 320}
+    metrics = SampledEvaluationCallback(trainer, rows, recorded, **sizes).evaluate()
+    prompts = [seen[i : i + 64] for i in range(0, 320, 64)]
+    assert 0 < metrics["eval_avg@64"] == pytest.approx(sum(right == 1.0 for _, right in seen) / 320)
+    votes = [[(answer := final_answer(text)) and answer_value(answer) for text, _ in prompt] for prompt in prompts]
+    rights = [[right == 1.0 for _, right in prompt] for prompt in prompts]
+    majorities = [by_enumeration(vote, right, 64) for vote, right in zip(votes, rights, strict=True)]
+    assert 0 < metrics["eval_maj@64"] == pytest.approx(sum(majorities) / 5)
 
 
 @pytest.mark.parametrize(

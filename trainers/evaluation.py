@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from transformers import (
+    EarlyStoppingCallback,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -60,7 +62,7 @@ class SampledEvaluationCallback(TrainerCallback):
 
     It runs whenever the trainer evaluates: `eval_strategy`, `eval_on_start`, `trainer.evaluate()`; of a dict of
     evaluation sets with the first. So the trainer needs an `eval_dataset` of its own, which may be as small as one row.
-    Add it before `EarlyStoppingCallback`, which looks at the metrics too.
+    Add an `EarlyStoppingCallback`, which looks at the metrics too, after it.
 
     The random numbers are the same at every evaluation, and none are taken from the training: with and without this
     callback the losses and the parameters are the same to the bit. Batches are cut before they are dealt to processes,
@@ -75,13 +77,14 @@ class SampledEvaluationCallback(TrainerCallback):
         ks: which k.
         num_generations: samples per prompt, at least the largest k.
         correct_above: a sample with a greater reward is correct.
-        answer: the answer in a completion's text, for maj@k; None where there is none.
+        answer: the answer in a completion's text, for maj@k; None where there is none. A task without answers that can
+            be compared has a maj@k of 0.
         answer_key: what answers that vote together have in common; default: the value.
         temperature: of the sampling.
         top_p: of the sampling.
         max_completion_length: in tokens.
         batch_size: completions generated at a time by each process.
-        seed: of the sampling and of the intervals.
+        seed: of the sampling.
 
     Raises:
         ValueError: when the data lacks a column, the k's do not fit `num_generations`, or the trainer's policy is not
@@ -105,10 +108,7 @@ class SampledEvaluationCallback(TrainerCallback):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        if not isinstance(trainer.processing_class, PreTrainedTokenizerBase):
-            raise ValueError(f"sampled evaluation needs a tokenizer; got {type(trainer.processing_class).__name__}")
-        if isinstance(trainer, GRPOTrainer) and (trainer.tools or trainer.environment_factories):
-            raise ValueError("sampled evaluation has one turn and no tools, unlike this trainer's rollouts")
+        _check_trainer(trainer)
         if not ks or not 1 <= min(ks) <= max(ks) <= num_generations:
             raise ValueError(f"each k must be between 1 and num_generations={num_generations}; got {list(ks)}")
         if temperature <= 0:
@@ -137,6 +137,17 @@ class SampledEvaluationCallback(TrainerCallback):
             "use_cache": True,
             "disable_compile": True,
         }
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuses an `EarlyStoppingCallback` that would not find the metrics, and then never stop the training."""
+        earlier = takewhile(lambda other: other is not self, self.trainer.callback_handler.callbacks)
+        if any(isinstance(other, EarlyStoppingCallback) for other in earlier):
+            raise ValueError(
+                "EarlyStoppingCallback would look at the metrics before the sampled evaluation is among them: add it "
+                "with trainer.add_callback after SampledEvaluationCallback"
+            )
 
     def on_evaluate(
         self,
@@ -238,7 +249,7 @@ class SampledEvaluationCallback(TrainerCallback):
         ]
         unscorable = sum(one.is_correct is None for one in graded) / len(graded)
         metrics = {"eval_unscorable": unscorable}
-        for name, estimate in estimates(prompts, self.ks, answer_key=self.answer_key, seed=self.seed).items():
+        for name, estimate in estimates(prompts, self.ks, answer_key=self.answer_key).items():
             metrics[f"eval_{name}"] = estimate.mean
             metrics |= {f"eval_{name}_low": estimate.low, f"eval_{name}_high": estimate.high}
         return metrics
@@ -250,6 +261,14 @@ class SampledEvaluationCallback(TrainerCallback):
     def _seed_of(self, batch: int) -> int:
         """One that no other batch has, and no batch of another `seed`: seed + batch would repeat itself."""
         return int(np.random.SeedSequence([self.seed, batch]).generate_state(1)[0])
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Refuses a trainer whose policy is not one that `generate` samples from."""
+    if not isinstance(trainer.processing_class, PreTrainedTokenizerBase):
+        raise ValueError(f"sampled evaluation needs a tokenizer; got {type(trainer.processing_class).__name__}")
+    if isinstance(trainer, GRPOTrainer) and (trainer.tools or trainer.environment_factories):
+        raise ValueError("sampled evaluation has one turn and no tools, unlike this trainer's rollouts")
 
 
 def _dealt(num_batches: int, rank: int, num_ranks: int) -> list[tuple[int, bool]]:
