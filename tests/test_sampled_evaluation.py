@@ -31,7 +31,7 @@ from trainers.evaluation import _dealt
 PROMPTS = ["1 + 1 =", "12 + 30 =", "7 + 0 =", "5 + 222 =", "9 + 9 ="]
 HELD_OUT = Dataset.from_list([{"prompt": prompt, "divisor": 2 + i % 2} for i, prompt in enumerate(PROMPTS)])
 SETTINGS = {
-    "ks": (1, 2),
+    "ks": (1, 2, 3),
     "num_generations": 4,
     "max_completion_length": 7,
     "batch_size": 6,
@@ -94,15 +94,15 @@ def written_out(model, prompt_ids, seed=0, n=4, batch_size=6):
 
 
 def expected(completions, tokenizer):
-    """avg@4, and pass@2 and maj@2 by enumeration, of each prompt."""
-    values = {"eval_avg@4": [], "eval_pass@2": [], "eval_maj@2": []}
+    """avg@4, and pass@2 and maj@3 by enumeration, of each prompt."""
+    values = {"eval_avg@4": [], "eval_pass@2": [], "eval_maj@3": []}
     for samples, divisor in zip(completions, HELD_OUT["divisor"], strict=True):
         correct = [sum(ids) % divisor == 0 for ids in samples]
         answers = [last_digit(tokenizer.decode(ids, skip_special_tokens=True)) for ids in samples]
         values["eval_avg@4"].append(sum(correct) / 4)
         pairs = [correct[i] or correct[j] for i in range(4) for j in range(i)]
         values["eval_pass@2"].append(sum(pairs) / len(pairs))
-        values["eval_maj@2"].append(by_enumeration([answer and parity(answer) for answer in answers], correct, 2))
+        values["eval_maj@3"].append(by_enumeration([answer and parity(answer) for answer in answers], correct, 3))
     return {name: torch.tensor(per_prompt, dtype=torch.float64) for name, per_prompt in values.items()}
 
 
