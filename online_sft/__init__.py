@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from online_sft.baselines import BASELINES
     from online_sft.denominators import DENOMINATORS
     from online_sft.estimators import ESTIMATORS, prop3, prop3_stable
+    from online_sft.evaluation import pass_at_k
     from online_sft.fused_cross_entropy import LogitTransform, weighted_linear_cross_entropy
     from online_sft.interface import WeightedSFTInterface
     from online_sft.ledger import bias_ledger
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from online_sft.verification import verify
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
+    from trainers.evaluation import SampledEvaluationCallback
     from trainers.online_sft_config import OnlineSFTConfig
     from trainers.online_sft_trainer import OnlineSFTTrainer
     from trainers.weighted_sft_config import WeightedSFTConfig
@@ -51,6 +53,7 @@ _HOME_OF = {
     "OverlongPenalty": "online_sft.rewards",
     "Proposition3": "online_sft.proposition3",
     "ReasoningGymReward": "online_sft.rewards",
+    "SampledEvaluationCallback": "trainers.evaluation",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
     "WeightedSFTInterface": "online_sft.interface",
     "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
@@ -58,6 +61,7 @@ _HOME_OF = {
     "effective_sample_size": "online_sft.weightings",
     "fit_temperature": "online_sft.weightings",
     "normalise": "online_sft.normalisation",
+    "pass_at_k": "online_sft.evaluation",
     "pattern_dataset": "online_sft.patterns",
     "prop3": "online_sft.estimators",
     "prop3_stable": "online_sft.estimators",
@@ -85,6 +89,7 @@ __all__ = [
     "OverlongPenalty",
     "Proposition3",
     "ReasoningGymReward",
+    "SampledEvaluationCallback",
     "WeightedSFTConfig",
     "WeightedSFTInterface",
     "WeightedSFTTrainer",
@@ -92,6 +97,7 @@ __all__ = [
     "effective_sample_size",
     "fit_temperature",
     "normalise",
+    "pass_at_k",
     "pattern_dataset",
     "prop3",
     "prop3_stable",
