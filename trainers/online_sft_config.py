@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 
 from trl import GRPOConfig
@@ -78,9 +79,14 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
                     "got 1. Raise it, or use baseline=none or baseline=constant"
                 )
             self.num_generations: int = _GroupOfOne(1)
+        if self.response_length is not None:
+            self.max_completion_length: int | None = self.response_length
         super().__post_init__()
         if single:
             self.num_generations = 1
+        if self.total_episodes is not None:
+            episodes_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.max_steps = math.ceil(self.total_episodes / episodes_per_step)
         self._refuse_options_without_effect()
         if self.process_index == 0:
             for bias in self.bias_ledger():

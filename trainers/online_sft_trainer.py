@@ -13,6 +13,7 @@ from trl.trainer.utils import get_config_model_id
 
 from online_sft.baselines import BASELINES, constant
 from online_sft.estimators import ESTIMATORS, advantage
+from online_sft.rewards import MathVerificationReward, OverlongPenalty
 from online_sft.rewards.checked import check_dataset, checked
 from trainers.arguments import config_or_default
 from trainers.online_sft_config import OnlineSFTConfig
@@ -78,6 +79,7 @@ class OnlineSFTTrainer(GRPOTrainer):
         **options: Any,
     ) -> None:
         args = config_or_default(args, OnlineSFTConfig, model)
+        reward_funcs = _with_configured_rewards(reward_funcs, args)
         has_base_model = options.get("peft_config") or isinstance(model, PeftModel)
         if (
             args.beta != 0.0
@@ -192,6 +194,21 @@ class OnlineSFTTrainer(GRPOTrainer):
                 self._metrics[mode][name] = [total / count]
         self._totals[mode].clear()
         super().log(logs, start_time)
+
+
+def _with_configured_rewards(reward_funcs: Any, args: OnlineSFTConfig) -> list[Any]:
+    """Stand-in: "math" by name, and the overlong penalty."""
+    functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
+    functions = [
+        MathVerificationReward(args.correct_reward, args.incorrect_reward) if function == "math" else function
+        for function in functions
+    ]
+    if args.apply_overlong_penalty:
+        limit = args.max_completion_length
+        assert limit is not None
+        buffer = args.overlong_buffer_length or max(1, limit // 5)
+        functions.append(OverlongPenalty(limit, buffer, args.overlong_penalty_factor))
+    return functions
 
 
 def _check_dataset(dataset: Any, reward_funcs: Any, with_rows: bool) -> None:

@@ -17,6 +17,13 @@ class OnlineSFTOptions:
         scale_rewards: must be "none": Proposition 3 uses the rewards as they are.
         unscorable_if: whether a completion is left out of baseline and loss when "any" or only when "all" of the reward
             functions return None for it.
+        total_episodes: completions to train on in all, another way to say `max_steps`.
+        response_length: another name of `max_completion_length`.
+        correct_reward: of the reward function "math", for a correct answer.
+        incorrect_reward: of the reward function "math", for a wrong one.
+        apply_overlong_penalty: whether to add `OverlongPenalty` to the reward functions.
+        overlong_penalty_factor: the largest penalty, in reward units.
+        overlong_buffer_length: tokens before `max_completion_length` at which it begins; None for a fifth of it.
     """
 
     estimator: str = field(
@@ -56,6 +63,20 @@ class OnlineSFTOptions:
             "only if `all` do: functions that take turns, each for its own kind of rows.",
             "choices": ["any", "all"],
         },
+    )
+    total_episodes: int | None = field(
+        default=None, metadata={"help": "Completions to train on in all: another way to say `max_steps`."}
+    )
+    response_length: int | None = field(default=None, metadata={"help": "Another name of `max_completion_length`."})
+    correct_reward: float = field(default=1.0, metadata={"help": "Of the reward `math`, for a correct answer."})
+    incorrect_reward: float = field(default=-1.0, metadata={"help": "Of the reward `math`, for a wrong answer."})
+    apply_overlong_penalty: bool = field(
+        default=False, metadata={"help": "Add DAPO's soft penalty for completions close to the length limit."}
+    )
+    overlong_penalty_factor: float = field(default=1.0, metadata={"help": "The largest penalty, in reward units."})
+    overlong_buffer_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens before the limit at which the penalty begins. Default: a fifth of the limit."},
     )
 
 
