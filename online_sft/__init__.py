@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ReasoningGymReward,
         sandboxed,
     )
+    from online_sft.tasks import prepare_dataset
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
     from trainers.online_sft_config import OnlineSFTConfig
     from trainers.online_sft_trainer import OnlineSFTTrainer
@@ -54,6 +55,7 @@ _HOME_OF = {
     "fit_temperature": "online_sft.weightings",
     "normalise": "online_sft.normalisation",
     "pattern_dataset": "online_sft.patterns",
+    "prepare_dataset": "online_sft.tasks",
     "prop3": "online_sft.estimators",
     "prop3_stable": "online_sft.estimators",
     "sandboxed": "online_sft.rewards",
@@ -85,6 +87,7 @@ __all__ = [
     "fit_temperature",
     "normalise",
     "pattern_dataset",
+    "prepare_dataset",
     "prop3",
     "prop3_stable",
     "sandboxed",

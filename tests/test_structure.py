@@ -44,7 +44,7 @@ def imported_packages(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down_and_files_hold_one_idea(path):
-    """recipes → trainers → online_sft → torch, but for the composition roots: what one starts, and the lazy __init__."""
+    """recipes → trainers → online_sft → torch; what starts programs and the lazy __init__ are composition roots."""
     folder = path.relative_to(ROOT).parts[0]
     forbidden = {
         "online_sft": {"trl", "transformers", "trainers", "recipes"},
