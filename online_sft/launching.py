@@ -81,7 +81,7 @@ def parse(prog: str, arguments: list[str], dataclasses: tuple[type, ...], **defa
 
 
 def given_fields(arguments: list[str]) -> dict[str, Any]:
-    """The fields that the command line (without their values) and its `--config` file name.
+    """The fields that the `--config` file and the command line set, with their unparsed values.
 
     Raises:
         UsageError: when the file cannot be read.
@@ -89,9 +89,7 @@ def given_fields(arguments: list[str]) -> dict[str, Any]:
     import yaml
 
     arguments = _with_config_apart(arguments)
-    given = {
-        word.removeprefix("--").split("=")[0].replace("-", "_"): None for word in arguments if word.startswith("--")
-    }
+    given: dict[str, Any] = {}
     if "--config" in arguments:
         try:
             with open(arguments[arguments.index("--config") + 1]) as file:
@@ -99,6 +97,10 @@ def given_fields(arguments: list[str]) -> dict[str, Any]:
         except (OSError, yaml.YAMLError) as error:
             raise UsageError(error) from error
         given |= config if isinstance(config, Mapping) else {}
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, has_value, value = word.removeprefix("--").partition("=")
+            given[name.replace("-", "_")] = value if has_value else following
     return given
 
 
