@@ -300,6 +300,14 @@ def test_bad_rewards_are_named_with_function_completion_and_value(model, tokeniz
         run(model, tokenizer, reward, sgd_args)
 
 
+def test_fewer_prompts_than_one_batch_are_refused_instead_of_training_no_step(model, tokenizer, sgd_args):
+    with pytest.raises(
+        ValueError, match=r"a batch of samples is of 2 prompts .*8 / num_generations=4.*there are 1; add"
+    ):
+        run(model, tokenizer, Recorder(), sgd_args, data=DATA.select([0]))
+    assert run(model, tokenizer, Recorder(), sgd_args, data=DATA.select([0, 1])).state.global_step == 1
+
+
 @pytest.mark.parametrize("baseline", ["leave_one_out", "group_mean"])
 def test_a_group_baseline_needs_a_group(cpu_args, baseline):
     with pytest.raises(ValueError, match=f"baseline={baseline} .* num_generations must be at least 2; got 1"):

@@ -94,6 +94,7 @@ class OnlineSFTTrainer(GRPOTrainer):
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
             _check_dataset(train_dataset, reward_funcs, with_rows=args.process_index == 0)
+            _check_size(train_dataset, args)
         super().__init__(model, reward_funcs, args, train_dataset, *more, **options)
         self.reward_funcs = [
             function if isinstance(function, nn.Module) else checked(function, name)
@@ -228,3 +229,14 @@ def _check_dataset(dataset: Any, reward_funcs: Any, with_rows: bool) -> None:
                     "; ".join(report[:_ROWS_NAMED]),
                     "; ..." if len(report) > _ROWS_NAMED else "",
                 )
+
+
+def _check_size(dataset: Any, args: OnlineSFTConfig) -> None:
+    """TRL leaves incomplete batches out; of a data set smaller than one it would train no step, and report success."""
+    needed = args.generation_batch_size // args.num_generations
+    if isinstance(dataset, Dataset) and len(dataset) < needed:
+        raise ValueError(
+            f"a batch of samples is of {needed} prompts (generation_batch_size={args.generation_batch_size} / "
+            f"num_generations={args.num_generations}), and there are {len(dataset)}; add prompts, make the batch "
+            "smaller, or raise num_generations"
+        )
