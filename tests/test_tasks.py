@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 
 from online_sft import MathVerificationReward, prepare_dataset
 from online_sft.layouts import LAYOUTS, layout_of
