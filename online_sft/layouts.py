@@ -90,7 +90,7 @@ def _as_text(gold: Any) -> str:
     return "" if gold is None else str(gold).strip()
 
 
-# The order matters: items of reasoning-gym have the columns of GSM8K, too.
+# The order matters: items of reasoning-gym have the columns of GSM8K, too, and a prompt goes before what it is made of.
 LAYOUTS = {
     "math": (
         Layout("DAPO", ("prompt", "reward_model"), _dapo),
@@ -101,8 +101,8 @@ LAYOUTS = {
         Layout("MATH", ("problem", "solution"), _math_solution),
     ),
     "tldr": (
+        Layout("TRL's", ("prompt",), _tldr_prompt),
         Layout("OpenAI's comparisons", ("info",), _tldr_post),
         Layout("OpenAI's posts", ("subreddit", "title", "post"), _tldr_post),
-        Layout("TRL's", ("prompt",), _tldr_prompt),
     ),
 }

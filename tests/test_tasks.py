@@ -239,7 +239,7 @@ TWO_MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": 
     [
         ("math", SQUAD, r"the columns context, question, answers are of no layout known for math\. Known are: DAPO \("),
         ("math", SQUAD, r"reward_model\); ours \(prompt, solution\); .* GSM8K \(question, answer\); MATH-500 \("),
-        ("tldr", SQUAD, r"no layout known for tldr\. Known are: OpenAI's comparisons \(info\); .* TRL's \(prompt\)"),
+        ("tldr", SQUAD, r"no layout known for tldr\. Known are: TRL's \(prompt\); OpenAI's comparisons \(info\); "),
         ("math", [{"question": "q", "answer": "42"}], "row 0 of the train split of rows.jsonl, read as GSM8K: .* '42'"),
         ("tldr", [{"info": {"id": "x", "article": "news"}}], "row 0 .*: .* this one lacks subreddit, title, post"),
         ("math", prompts_and_solutions((7, "7")), "row 0 .*, read as ours: .* a string or a list of messages; got 7"),

@@ -147,6 +147,11 @@ def test_a_mistake_is_one_line_that_names_the_way_out(capsys, arguments, message
     assert message in error_of(capsys, *arguments)
 
 
+def test_a_task_in_a_file_is_checked_too(capsys):
+    Path("run.yaml").write_text("task_type: code\noutput_dir: out\nuse_cpu: true\nbf16: false\n")
+    assert "task_type must be one of tldr, math; got 'code'" in error_of(capsys, "--config run.yaml")
+
+
 def test_help_is_short_and_knows_the_defaults_of_the_tasks():
     run = "import sys; from online_sft.train import main\ntry: main(['--help'])\n"
     check = "finally: assert 'torch' not in sys.modules"
