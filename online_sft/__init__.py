@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ReasoningGymReward,
         sandboxed,
     )
+    from online_sft.tasks import prepare_dataset
     from online_sft.verification import verify
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
     from trainers.evaluation import SampledEvaluationCallback
@@ -63,6 +64,7 @@ _HOME_OF = {
     "normalise": "online_sft.normalisation",
     "pass_at_k": "online_sft.evaluation",
     "pattern_dataset": "online_sft.patterns",
+    "prepare_dataset": "online_sft.tasks",
     "prop3": "online_sft.estimators",
     "prop3_stable": "online_sft.estimators",
     "sandboxed": "online_sft.rewards",
@@ -99,6 +101,7 @@ __all__ = [
     "normalise",
     "pass_at_k",
     "pattern_dataset",
+    "prepare_dataset",
     "prop3",
     "prop3_stable",
     "sandboxed",

@@ -1,18 +1,18 @@
 """The `online-sft` command: `weighted` and `online` train, `verify`, `inspect` and `score` look, `env` tells versions.
 
-Heavy imports wait until a run starts, so that every `--help` is quick; this module alone may import `trainers`.
+Heavy imports wait until a run starts, so that every `--help` is quick.
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from online_sft.launching import UsageError, fit, one_line_errors, parse, print_help_if_asked
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-    from trl import TrlParser
 
 __all__ = ["main"]
 
@@ -79,15 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         subparsers.add_parser(name, help=command.summary, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = parser.parse_args(arguments[:1]).command
-    try:
+    with one_line_errors(f"online-sft {name}"):
         COMMANDS[name].run(arguments[1:])
-    except UsageError as error:
-        print(f"online-sft {name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be done; the message says what to change."""
 
 
 def _weighted(arguments: list[str]) -> None:
@@ -99,7 +92,7 @@ def _weighted(arguments: list[str]) -> None:
     _print_help_if_asked("weighted", arguments, (WeightedSFTOptions, DataArguments), "trl.SFTConfig")
     from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
-    data, config, model = _parse("weighted", arguments, (DataArguments, WeightedSFTConfig))
+    data, config, model = parse("online-sft weighted", arguments, (DataArguments, WeightedSFTConfig))
     _train(WeightedSFTTrainer, data, config, model)
 
 
@@ -112,7 +105,9 @@ def _online(arguments: list[str]) -> None:
     _print_help_if_asked("online", arguments, (RewardArguments, OnlineSFTOptions, DataArguments), "trl.GRPOConfig")
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 
-    data, config, rewards, model = _parse("online", arguments, (DataArguments, OnlineSFTConfig, RewardArguments))
+    data, config, rewards, model = parse(
+        "online-sft online", arguments, (DataArguments, OnlineSFTConfig, RewardArguments)
+    )
     if not rewards.reward_funcs:
         raise UsageError("no reward: set --reward_funcs, for example --reward_funcs math")
     # YAML's `reward_funcs: math` arrives as a string
@@ -138,8 +133,8 @@ def _inspect(arguments: list[str]) -> None:
 
     named = ["--dataset_name"] if arguments and not arguments[0].startswith("-") else []
     on_cpu = ["--use_cpu", "true", "--bf16", "false"]  # a GPU run's config file works here too
-    data, show, config, model = _parse(
-        "inspect", [*on_cpu, *named, *arguments], (DataArguments, InspectArguments, WeightedSFTConfig)
+    data, show, config, model = parse(
+        "online-sft inspect", [*on_cpu, *named, *arguments], (DataArguments, InspectArguments, WeightedSFTConfig)
     )
     if data.dataset_streaming:
         raise UsageError("inspect reads all rows: set --dataset_streaming false")
@@ -180,8 +175,8 @@ def _verify(arguments: list[str]) -> None:
 
     logging.getLogger("trainers.online_sft_config").setLevel(logging.ERROR)  # the ledger comes with the table
     on_cpu = ["--use_cpu", "true", "--bf16", "false"]  # a GPU run's config file works here too
-    show, config, _, _, _ = _parse(
-        "verify", [*on_cpu, *arguments], (VerifyArguments, OnlineSFTConfig, DataArguments, RewardArguments)
+    show, config, _, _, _ = parse(
+        "online-sft verify", [*on_cpu, *arguments], (VerifyArguments, OnlineSFTConfig, DataArguments, RewardArguments)
     )
     rows, ledger = verify_each_option(config.method), config.bias_ledger()
     print_verification(rows, ledger, config.beta, show.tolerance, Console(highlight=False))
@@ -262,67 +257,7 @@ COMMANDS = {
 
 
 def _print_help_if_asked(name: str, arguments: list[str], own: tuple[type, ...], inherited: str) -> None:
-    """Short help, of light dataclasses only, and exit; `--help_all`, which has to import torch, lists everything."""
-    if not {"-h", "--help"} & set(arguments):
-        return
-    from trl.scripts.utils import TrlParser
-
-    parser = TrlParser(
-        own,
-        prog=f"online-sft {name}",
-        usage=f"online-sft {name} [--config FILE.yaml] [--FIELD VALUE ...]",
-        description=COMMANDS[name].summary,
-        epilog=f"Every field of {inherited} and trl.ModelConfig works too (--model_name_or_path, --output_dir, "
-        f"--learning_rate, --max_steps, ...): `online-sft {name} --help_all` lists them.",
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="Fields as YAML; the command line overrides them.")
-    parser.print_help()
-    raise SystemExit(0)
-
-
-def _parse(name: str, arguments: list[str], dataclasses: tuple[type, ...]) -> tuple[Any, ...]:
-    """One object per dataclass, and trl.ModelConfig last, from `--config FILE.yaml` and overrides."""
-    import yaml
-    from trl import ModelConfig, TrlParser
-
-    def refuse(message: str) -> NoReturn:
-        raise UsageError(message)
-
-    parser = TrlParser((*dataclasses, ModelConfig), prog=f"online-sft {name}", allow_abbrev=False)
-    parser.error = refuse  # argparse would print 150 lines of usage first
-    arguments = [
-        word
-        for argument in arguments
-        for word in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
-    ]
-    if arguments[-1:] == ["--config"]:
-        raise UsageError("--config needs a file")
-    if "--help_all" in arguments:
-        parser.print_help()
-        raise SystemExit(0)
-    try:
-        _refuse_unknown(arguments, parser)
-        return parser.parse_args_and_config(arguments)
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        raise UsageError(error) from error
-
-
-def _refuse_unknown(arguments: list[str], parser: "TrlParser") -> None:
-    """Runs before the configs are built, whose own complaints would come first."""
-    import yaml
-
-    given = [word.removeprefix("--").split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
-    if "--config" in arguments:
-        with open(arguments[arguments.index("--config") + 1]) as file:
-            config = yaml.safe_load(file)
-        given += config if isinstance(config, dict) else []
-    known = {action.dest for action in parser._actions} | {"config", "env"}
-    for option in parser._option_string_actions:
-        known.add(option.removeprefix("--").replace("-", "_"))  # `--no_...` switches have no dest of their own
-    for key in given:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown argument {key!r}; did you mean {nearest!r}?")
+    print_help_if_asked(f"online-sft {name}", COMMANDS[name].summary, arguments, own, inherited)
 
 
 def _load_reward(name: str) -> Any:
@@ -366,32 +301,8 @@ def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
 
 
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:
-    from trl import get_peft_config, get_quantization_config
-
     if model.model_name_or_path is None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
-    config.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **(config.model_init_kwargs or {}),
-    }
     train_dataset = _load_split(data, data.dataset_train_split)
     eval_dataset = _load_split(data, data.dataset_test_split) if config.eval_strategy != "no" else None
-    try:
-        trainer = trainer_class(
-            model=model.model_name_or_path,
-            args=config,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            peft_config=get_peft_config(model),
-            quantization_config=get_quantization_config(model),
-            **arguments,
-        )
-    except (ValueError, OSError) as error:
-        raise UsageError(error) from error
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(config.output_dir)
-    if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=data.dataset_name)
-    trainer.end()
+    fit(trainer_class, config, model, train_dataset, eval_dataset, dataset_name=data.dataset_name, **arguments)

@@ -25,6 +25,7 @@ P3, IMPORTANCE, GROUPS, VERIFY, ENUM = (
 FILTER, CONFIG, METRICS, FUNCTIONS = (
     f"trainers/{n}.py" for n in ("group_filter", "online_sft_config", "online_metrics", "reward_functions")
 )
+TASKS, LAYOUTS, TRAIN = (f"online_sft/{name}.py" for name in ("tasks", "layouts", "train"))
 IN_SFT, IN_ONLINE, IN_OPTIONS = "weighted_sft_trainer", "online_sft_trainer", "weighted_sft_options"
 IN_FUSED, IN_DATA, IN_PATHS, IN_SEEDS = "fused_cross_entropy", "weighted_data", "weighted_paths", "seed_interfaces"
 
@@ -224,6 +225,20 @@ MUTANTS = [
     ("failures as rewards", f"{REWARDS}sandboxed.py", "self.failed if isinstance(result, Failure)", "0.0 if isinstance(result, Failure)", "sandboxed"),
     ("the last tagged answer", f"{REWARDS}reasoning_gym.py", "return tagged[-1]", "return tagged[0]", "reasoning_gym_reward"),
     ("the rank's own slice", ONLINE, "self.accelerator.process_index * size", "0", "distributed"),
+    ("too few prompts", ONLINE, "len(dataset) < num_prompts", "len(dataset) < 1", "online_sft_trainer"),
+    ("contradicting golds", TASKS, ".gold != problem.gold:", ".gold is None:", "tasks"),
+    ("validation prompts in train", TASKS, "train.items() if text not in shared", "train.items() if text", "tasks"),
+    ("golds that differ between splits", TASKS, "for text in shared if", "for text in () if", "tasks"),
+    ("the prompt limit", TASKS, "if length <= limit", "if length < limit", "tasks"),
+    ("the chat template's tokens", TASKS, "add_generation_prompt=True, ", "", "tasks"),
+    ("what is held out", TASKS, "random.Random(seed)", "random.Random(0)", "tasks"),
+    ("the only prompt", TASKS, "min(math.ceil(share * len(problems)), max(0, len(problems) - 1))", "math.ceil(share * len(problems))", "tasks"),
+    ("validation before test", TASKS, '("validation", "test")', '("test", "validation")', "tasks"),
+    ("DAPO's words", LAYOUTS, "on its own line", "on the last line", "tasks"),
+    ("GSM8K's commas", LAYOUTS, '.replace(",", "")', "", "tasks"),
+    ("the TL;DR prompt", LAYOUTS, "TITLE: {title}\\n\\nPOST", "TITLE: {title}\\nPOST", "tasks"),
+    ("the task's defaults against TRL's words", TRAIN, '("max_completion_length",)', "()", "train"),
+    ("math's overlong penalty", TRAIN, 'given.get("task_type") == "math"', "False", "train"),
 ]  # fmt: skip
 
 

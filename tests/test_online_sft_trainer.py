@@ -432,6 +432,14 @@ def test_bad_rewards_are_named_with_function_completion_and_value(model, tokeniz
         run(model, tokenizer, reward, sgd_args)
 
 
+def test_fewer_prompts_than_one_batch_are_refused_instead_of_training_no_step(model, tokenizer, sgd_args):
+    with pytest.raises(
+        ValueError, match=r"has 1 rows and one batch takes 2 prompts .*=8 over num_generations=4\); lower"
+    ):
+        run(model, tokenizer, Recorder(), sgd_args, data=DATA.select([0]))
+    assert run(model, tokenizer, Recorder(), sgd_args, data=DATA.select([0, 1])).state.global_step == 1
+
+
 def test_beta_needs_a_model_that_has_a_name(model, tokenizer, cpu_args):
     args = OnlineSFTConfig(**cpu_args, beta=0.1)
     with pytest.raises(ValueError, match=r"beta=0\.1 needs a reference model,.* save_pretrained"):

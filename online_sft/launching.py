@@ -1,0 +1,169 @@
+"""What `online-sft` and `python -m online_sft.train` share: arguments, errors in one line, and the run itself."""
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from trl import TrlParser
+
+__all__ = ["UsageError", "fit", "given_fields", "one_line_errors", "parse", "print_help_if_asked"]
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message says what to change."""
+
+
+@contextmanager
+def one_line_errors(prog: str) -> Iterator[None]:
+    """Turns a `UsageError` into one line on stderr and exit code 2."""
+    try:
+        yield
+    except UsageError as error:
+        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def print_help_if_asked(
+    prog: str, summary: str, arguments: list[str], own: tuple[type, ...], inherited: str, **defaults: Any
+) -> None:
+    """Short help, of light dataclasses only, and exit; `--help_all`, which has to import torch, lists everything."""
+    if not {"-h", "--help"} & set(arguments):
+        return
+    from trl.scripts.utils import TrlParser
+
+    parser = TrlParser(
+        own,
+        prog=prog,
+        usage=f"{prog} [--config FILE.yaml] [--FIELD VALUE ...]",
+        description=summary,
+        epilog=f"Every field of {inherited} and trl.ModelConfig works too (--model_name_or_path, --output_dir, "
+        f"--learning_rate, --max_steps, ...): `{prog} --help_all` lists them.",
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="Fields as YAML; the command line overrides them.")
+    parser.set_defaults(**defaults)
+    parser.print_help()
+    raise SystemExit(0)
+
+
+def parse(prog: str, arguments: list[str], dataclasses: tuple[type, ...], **defaults: Any) -> tuple[Any, ...]:
+    """One object per dataclass, and trl.ModelConfig last, from `--config FILE.yaml` and overrides.
+
+    Args:
+        prog: the program's name, for its help.
+        arguments: the command line.
+        dataclasses: whose fields are arguments.
+        defaults: instead of those of the dataclasses.
+
+    Raises:
+        UsageError: for what cannot be parsed, and for what a config's own checks refuse.
+    """
+    import yaml
+    from trl import ModelConfig, TrlParser
+
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(message)
+
+    parser = TrlParser((*dataclasses, ModelConfig), prog=prog, allow_abbrev=False)
+    parser.error = refuse  # argparse would print 150 lines of usage first
+    parser.set_defaults(**defaults)
+    if "--help_all" in arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    try:
+        _refuse_unknown(given_fields(arguments), parser)
+        return parser.parse_args_and_config(_with_config_apart(arguments))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise UsageError(error) from error
+
+
+def given_fields(arguments: list[str]) -> dict[str, Any]:
+    """The fields that the `--config` file and the command line set, with their unparsed values.
+
+    Raises:
+        UsageError: when the file cannot be read.
+    """
+    import yaml
+
+    arguments = _with_config_apart(arguments)
+    given: dict[str, Any] = {}
+    if "--config" in arguments:
+        try:
+            with open(arguments[arguments.index("--config") + 1]) as file:
+                config = yaml.safe_load(file)
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(error) from error
+        given |= config if isinstance(config, Mapping) else {}
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, has_value, value = word.removeprefix("--").partition("=")
+            given[name.replace("-", "_")] = value if has_value else following
+    return given
+
+
+def fit(
+    trainer_class: type,
+    config: Any,
+    model: Any,
+    train_dataset: "Dataset | IterableDataset",
+    eval_dataset: "Dataset | IterableDataset | None",
+    *,
+    dataset_name: str | None,
+    **arguments: Any,
+) -> None:
+    """Builds the trainer of the `model` (trl.ModelConfig), trains, and saves.
+
+    Raises:
+        UsageError: when the trainer refuses the model, the data or a combination of options.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    config.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    try:
+        trainer = trainer_class(
+            model=model.model_name_or_path,
+            args=config,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            peft_config=get_peft_config(model),
+            quantization_config=get_quantization_config(model),
+            **arguments,
+        )
+    except (ValueError, OSError) as error:
+        raise UsageError(error) from error
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(config.output_dir)
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
+    trainer.end()
+
+
+def _with_config_apart(arguments: list[str]) -> list[str]:
+    """`--config=FILE` as two words, which is all that TRL's parser knows."""
+    arguments = [
+        word
+        for argument in arguments
+        for word in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
+    ]
+    if arguments[-1:] == ["--config"]:
+        raise UsageError("--config needs a file")
+    return arguments
+
+
+def _refuse_unknown(given: Mapping[str, Any], parser: "TrlParser") -> None:
+    """Runs before the configs are built, whose own complaints would come first."""
+    known = {action.dest for action in parser._actions} | {"config", "env"}
+    for option in parser._option_string_actions:
+        known.add(option.removeprefix("--").replace("-", "_"))  # `--no_...` switches have no dest of their own
+    for key in given:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown argument {key!r}; did you mean {nearest!r}?")
