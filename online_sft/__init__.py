@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from online_sft.rewards import (
         CombinedReward,
         MathVerificationReward,
+        NeuralRewardModel,
         OverlongPenalty,
         ReasoningGymReward,
         sandboxed,
@@ -42,6 +43,7 @@ _HOME_OF = {
     "CombinedReward": "online_sft.rewards",
     "LogitTransform": "online_sft.fused_cross_entropy",
     "MathVerificationReward": "online_sft.rewards",
+    "NeuralRewardModel": "online_sft.rewards",
     "OnlineSFTConfig": "trainers.online_sft_config",
     "OnlineSFTTrainer": "trainers.online_sft_trainer",
     "OverlongPenalty": "online_sft.rewards",
@@ -73,6 +75,7 @@ __all__ = [
     "CombinedReward",
     "LogitTransform",
     "MathVerificationReward",
+    "NeuralRewardModel",
     "OnlineSFTConfig",
     "OnlineSFTTrainer",
     "OverlongPenalty",

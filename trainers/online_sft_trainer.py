@@ -16,6 +16,7 @@ from online_sft.estimators import ESTIMATORS, advantage
 from online_sft.rewards.checked import check_dataset, checked
 from trainers.arguments import config_or_default
 from trainers.online_sft_config import OnlineSFTConfig
+from trainers.reward_models import placed_reward_models, with_reward_models
 
 __all__ = ["OnlineSFTTrainer"]
 
@@ -92,7 +93,9 @@ class OnlineSFTTrainer(GRPOTrainer):
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
             _check_dataset(train_dataset, reward_funcs, with_rows=args.process_index == 0)
+        reward_funcs = with_reward_models(reward_funcs, args, more, options)
         super().__init__(model, reward_funcs, args, train_dataset, *more, **options)
+        self.reward_funcs = placed_reward_models(self.reward_funcs, self)
         self.reward_funcs = [
             function if isinstance(function, nn.Module) else checked(function, name)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)

@@ -17,6 +17,8 @@ class OnlineSFTOptions:
         scale_rewards: must be "none": Proposition 3 uses the rewards as they are.
         unscorable_if: whether a completion is left out of baseline and loss when "any" or only when "all" of the reward
             functions return None for it.
+        reward_use_sigmoid: reward models among `reward_funcs` return sigmoid(score) instead of their logit or log-odds.
+        reward_max_length: tokens of prompt and completion that they read; None: as many as model and tokenizer allow.
     """
 
     estimator: str = field(
@@ -55,6 +57,20 @@ class OnlineSFTOptions:
             "help": "A completion is left out of baseline and loss if `any` reward function returns None for it, or "
             "only if `all` do: functions that take turns, each for its own kind of rows.",
             "choices": ["any", "all"],
+        },
+    )
+    reward_use_sigmoid: bool = field(
+        default=False,
+        metadata={
+            "help": "Rewards of reward models (paths and modules in `reward_funcs`) are between 0 and 1: the sigmoid "
+            "of the logit, or of the log-odds of label 1 where there are two."
+        },
+    )
+    reward_max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of prompt and completion that reward models read; longer texts lose their beginning. "
+            "Default: as many as model and tokenizer can take."
         },
     )
 
