@@ -221,6 +221,28 @@ def test_the_name_is_the_last_part_of_the_path_or_what_was_given(classifier, tok
     assert NeuralRewardModel(classifier, tokenizer, name="mine").__name__ == "mine"
 
 
+class Wrapper(torch.nn.Module):
+    """What sharding makes of a model: the same outputs, no `config` of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **inputs):
+        return self.inner(**inputs)
+
+
+def test_a_wrapped_model_keeps_name_config_and_eos_ids_and_gets_the_policys_where_it_has_none(classifier, tokenizer):
+    reward = NeuralRewardModel(classifier, tokenizer)
+    placed = reward.placed(Wrapper, torch.device("cpu"), [99])
+    assert placed.__name__ == "Qwen2ForSequenceClassification"
+    expected = scores_of(classifier, tokenizer, eos="")
+    assert_same(placed(PROMPTS, COMPLETIONS, completion_ids=[[5]] * 5), expected)
+    assert reward.policy_eos_token_ids == (), "the original is as it was"
+    own = NeuralRewardModel(classifier, tokenizer, policy_eos_token_ids=[5]).placed(Wrapper, torch.device("cpu"), [99])
+    assert_same(own(PROMPTS, COMPLETIONS, completion_ids=[[5]] * 5), scores_of(classifier, tokenizer))
+
+
 # --- what cannot work
 
 
