@@ -208,10 +208,14 @@ def test_the_model_is_called_in_eval_mode_without_gradients_as_often_as_rows_dem
 
 def test_a_bfloat16_model_loses_nothing_after_its_logits(tokenizer):
     model = build_classifier(tokenizer, num_labels=2).bfloat16()
-    ids = tokenizer("1 =3" + EOS, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        low, high = model(input_ids=ids).logits[0].double()
-    assert_close(NeuralRewardModel(model, tokenizer)(["1 ="], ["3"])[0], (high - low).item(), rtol=1e-6, atol=0)
+    differences = []
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(prompt + completion + EOS, return_tensors="pt")).logits[0].double()
+        differences.append((logits[1] - logits[0]).item())
+    assert any(difference != torch.tensor(difference).bfloat16().item() for difference in differences)
+    rewards = NeuralRewardModel(model, tokenizer, batch_size=1)(PROMPTS, COMPLETIONS)
+    assert_close(rewards, differences, rtol=1e-6, atol=0)
 
 
 def test_the_name_is_the_last_part_of_the_path_or_what_was_given(classifier, tokenizer):
