@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from online_sft.rewards import (
         CombinedReward,
         MathVerificationReward,
+        NeuralRewardModel,
         OverlongPenalty,
         ReasoningGymReward,
         sandboxed,
@@ -49,6 +50,7 @@ _HOME_OF = {
     "LogitTransform": "online_sft.fused_cross_entropy",
     "MathVerificationReward": "online_sft.rewards",
     "Method": "online_sft.method",
+    "NeuralRewardModel": "online_sft.rewards",
     "OnlineSFTConfig": "trainers.online_sft_config",
     "OnlineSFTTrainer": "trainers.online_sft_trainer",
     "OverlongPenalty": "online_sft.rewards",
@@ -86,6 +88,7 @@ __all__ = [
     "LogitTransform",
     "MathVerificationReward",
     "Method",
+    "NeuralRewardModel",
     "OnlineSFTConfig",
     "OnlineSFTTrainer",
     "OverlongPenalty",

@@ -17,7 +17,8 @@ from trainers.arguments import config_or_default
 from trainers.group_filter import replaced_degenerate_groups
 from trainers.online_metrics import OnlineMetrics
 from trainers.online_sft_config import OnlineSFTConfig
-from trainers.reward_functions import reward_functions
+from trainers.reward_functions import named_rewards, with_overlong_penalty
+from trainers.reward_models import placed_reward_models, with_reward_models
 from trainers.running_baseline import RunningBaseline
 
 __all__ = ["OnlineSFTTrainer"]
@@ -84,6 +85,9 @@ class OnlineSFTTrainer(GRPOTrainer):
         reward_funcs: Any = None,
         args: OnlineSFTConfig | None = None,
         train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
         *more: Any,
         **options: Any,
     ) -> None:
@@ -99,7 +103,7 @@ class OnlineSFTTrainer(GRPOTrainer):
                 f"beta={args.beta} needs a reference model, which is loaded from where the policy came from, and this "
                 "model was built in memory; save it with save_pretrained and pass the folder, or set beta=0"
             )
-        reward_funcs = reward_functions(reward_funcs, args)
+        reward_funcs = named_rewards(reward_funcs, args)
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
             _check_dataset(train_dataset, reward_funcs, with_rows=args.process_index == 0)
@@ -107,10 +111,14 @@ class OnlineSFTTrainer(GRPOTrainer):
             _check_size(train_dataset, args)
         if args.filter_groups_enable:
             _check_that_prompts_can_be_drawn(train_dataset)
-        super().__init__(model, reward_funcs or None, args, train_dataset, *more, **options)
+        reward_funcs = with_overlong_penalty(with_reward_models(reward_funcs, args, reward_processing_classes), args)
+        # no `reward_processing_classes`: reward models are functions now
+        super().__init__(
+            model, reward_funcs or None, args, train_dataset, eval_dataset, processing_class, None, *more, **options
+        )
         self.reward_funcs = [
-            function if isinstance(function, nn.Module) else checked(function, name)
-            for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+            checked(function, name)
+            for function, name in zip(placed_reward_models(self), self.reward_func_names, strict=True)
         ]
         self._method = args.method
         self._baseline = self._method.baseline_function
@@ -125,11 +133,6 @@ class OnlineSFTTrainer(GRPOTrainer):
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        # A reward model's NaN would otherwise pass for TRL's mark of "cannot score".
-        for column, (function, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
-            values = rewards_per_func[:, column]
-            if isinstance(function, nn.Module) and not values.isfinite().all():
-                raise ValueError(f"reward model {name!r} returned a reward that is not finite: {values.tolist()}")
         missing = rewards_per_func.isnan()
         unscorable = missing.any(dim=1) if self.args.unscorable_if == "any" else missing.all(dim=1)
         if unscorable.all() and not missing.all():
@@ -326,7 +329,7 @@ def _check_dataset(dataset: Any, reward_funcs: Any, with_rows: bool) -> None:
     has_rows = with_rows and isinstance(dataset, Dataset)  # a stream is checked as it comes
     columns = {name: dataset[name] if has_rows else [] for name in dataset.column_names}
     for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
-        if callable(function) and not isinstance(function, nn.Module):
+        if callable(function) and not isinstance(function, nn.Module):  # a reward model needs no columns
             report = check_dataset(function, columns)
             if report:
                 logger.warning(

@@ -38,6 +38,8 @@ class OnlineSFTOptions:
             functions return None for it.
         total_episodes: completions to train on, in place of `max_steps`.
         response_length: another name of `max_completion_length`.
+        reward_use_sigmoid: reward models among `reward_funcs` return sigmoid(score) instead of their logit or log-odds.
+        reward_max_length: tokens of prompt and completion that they read; None: as many as model and tokenizer allow.
     """
 
     estimator: str = field(
@@ -152,6 +154,20 @@ class OnlineSFTOptions:
         default=None, metadata={"help": "Completions to train on, in place of max_steps; rounded up to whole steps."}
     )
     response_length: int | None = field(default=None, metadata={"help": "Another name of max_completion_length."})
+    reward_use_sigmoid: bool = field(
+        default=False,
+        metadata={
+            "help": "Rewards of reward models (paths and modules in `reward_funcs`) are between 0 and 1: the sigmoid "
+            "of the logit, or of the log-odds of label 1 where there are two."
+        },
+    )
+    reward_max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of prompt and completion that reward models read; longer texts lose their beginning. "
+            "Default: as many as model and tokenizer can take."
+        },
+    )
 
 
 @dataclass

@@ -2,8 +2,16 @@
 
 from online_sft.rewards.combined import CombinedReward
 from online_sft.rewards.math_verification import MathVerificationReward
+from online_sft.rewards.neural import NeuralRewardModel
 from online_sft.rewards.overlong import OverlongPenalty
 from online_sft.rewards.reasoning_gym import ReasoningGymReward
 from online_sft.rewards.sandboxed import sandboxed
 
-__all__ = ["CombinedReward", "MathVerificationReward", "OverlongPenalty", "ReasoningGymReward", "sandboxed"]
+__all__ = [
+    "CombinedReward",
+    "MathVerificationReward",
+    "NeuralRewardModel",
+    "OverlongPenalty",
+    "ReasoningGymReward",
+    "sandboxed",
+]
