@@ -139,7 +139,7 @@ def test_evaluation_is_on_the_validation_part():
         ([MATH, "--max_prompt_length 1"], "is left to train on"),
         ([MATH, "--sft_model_path ./no-model"], "no-model"),
         ([TLDR, "--reward_model_path ./no-model"], "no-model"),
-        ([TLDR, "--num_generations 4"], "a batch of samples is of 32 prompts (generation_batch_size=128 / num_generat"),
+        ([TLDR, "--num_generations 4"], "has 22 rows and one batch takes 32 prompts (generation_batch_size=128 over"),
         ([MATH, "--num_generations 3"], "must be divisible by num_generations"),
     ],
 )
