@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from online_sft import cli
+from online_sft import cli, train
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,6 +42,8 @@ def test_every_block_runs(saved_model, tmp_path, monkeypatch):
                 if words[:2] == ["online-sft", "inspect"]:
                     with pytest.raises(SystemExit, match="1"):  # it finds the row of weight 0
                         cli.main(words[1:])
+                elif words[:3] == ["python", "-m", "online_sft.train"]:
+                    train.main([*words[3:], "--total_episodes", "32"])
                 elif words and words[0] == "online-sft":
                     steps = ["--max_steps", "2"] if words[1] in ("weighted", "online") else []
                     cli.main([*words[1:], *steps])

@@ -18,6 +18,7 @@ YAML_RECIPES = {"online.yaml": "online", "weighted.yaml": "weighted"}
 TASK_RECIPES = ("gsm8k", "math_dapo", "tldr")
 # What a run of seconds on a CPU needs otherwise than the real one: paths, sizes and hardware.
 MAY_DIFFER = {
+    "max_filter_retries",
     *("sft_model_path", "reward_model_path", "dataset_name", "math_dataset_name", "dataset_config", "output_dir"),
     *("max_prompt_length", "response_length", "overlong_buffer_length"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "total_episodes", "eval_steps", "save_steps"),
