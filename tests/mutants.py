@@ -22,8 +22,8 @@ REWARDS = "online_sft/rewards/"
 P3, IMPORTANCE, GROUPS, VERIFY, ENUM = (
     f"online_sft/{n}.py" for n in ("proposition3", "importance", "group_advantages", "verification", "enumeration")
 )
-FILTER, CONFIG, METRICS, FUNCTIONS = (
-    f"trainers/{n}.py" for n in ("group_filter", "online_sft_config", "online_metrics", "reward_functions")
+FILTER, CONFIG, METRICS, FUNCTIONS, PROMPTS = (
+    f"trainers/{n}.py" for n in ("group_filter", "online_sft_config", "online_metrics", "reward_functions", "prompts")
 )
 TASKS, LAYOUTS, TRAIN = (f"online_sft/{name}.py" for name in ("tasks", "layouts", "train"))
 EVALUATION, NEURAL = "online_sft/evaluation.py", "online_sft/rewards/neural.py"
@@ -160,8 +160,8 @@ MUTANTS = [
     ("padding of prompts", FILTER, "left=name in _PADDED_LEFT", "left=False", "group_filter"),
     ("the rows of a group", FILTER, "groups.unsqueeze(1) * num_generations", "groups.unsqueeze(1)", "group_filter"),
     ("degenerate fresh groups", FILTER, "(~degenerate(fresh))", "(degenerate(fresh) | True)", "group_filter"),
-    ("the seed of fresh prompts", ONLINE, "hash((self.args.seed, self.state.global_step, draws))", "hash((self.args.seed, id(self), draws))", "group_filter"),
-    ("the share of ranks in fresh prompts", ONLINE, "generator=generator)[self.accelerator.process_index]", "generator=generator)[0]", "distributed"),
+    ("the seed of fresh prompts", ONLINE, "seeds=(self.args.seed, self.state.global_step, draws)", "seeds=(self.args.seed, id(self), draws)", "group_filter"),
+    ("the share of ranks in fresh prompts", PROMPTS, "generator=generator)[rank]", "generator=generator)[0]", "distributed"),
     ("the same rounds on all ranks", FILTER, "accelerator.gather(is_degenerate.sum().view(1)).max()", "is_degenerate.sum()", "distributed"),
     ("stale samples", CONFIG, "% (self.steps_per_generation * self.num_iterations) != 0", "!= self.gradient_accumulation_steps", "online_sft_config"),
     ("episodes of several iterations", CONFIG, "self.total_episodes * self.num_iterations", "self.total_episodes", "online_sft_config"),
@@ -177,7 +177,7 @@ MUTANTS = [
     ("the number of processes", ONLINE, "/ self.accelerator.num_processes", "/ 1", "distributed"),
     ("unscorable if any", ONLINE, "missing.any(dim=1) if", "missing.all(dim=1) if", IN_ONLINE),
     ("unscorable in TRL's metrics", ONLINE, "rewards_per_func.masked_fill(uns", "rewards_per_func.masked_fill(False & uns", IN_ONLINE),
-    ("the report of bad golds", ONLINE, "            if report:", "            if not report:", IN_ONLINE),
+    ("the report of bad golds", PROMPTS, "            if report:", "            if not report:", IN_ONLINE),
     ("the last answer line", f"{REWARDS}answers.py", "reversed(list(_ANSWER_LINE.finditer(text)))", "_ANSWER_LINE.finditer(text)", "answers"),
     ("what was thought", f"{REWARDS}answers.py", '.rpartition("</think>")[2]', "", "answers"),
     ("prose for answer lines", f"{REWARDS}answers.py", "{0,3}answer", "{0,9}answer", "answers"),
@@ -228,7 +228,7 @@ MUTANTS = [
     ("failures as rewards", f"{REWARDS}sandboxed.py", "self.failed if isinstance(result, Failure)", "0.0 if isinstance(result, Failure)", "sandboxed"),
     ("the last tagged answer", f"{REWARDS}reasoning_gym.py", "return tagged[-1]", "return tagged[0]", "reasoning_gym_reward"),
     ("the rank's own slice", ONLINE, "self.accelerator.process_index * size", "0", "distributed"),
-    ("too few prompts", ONLINE, "len(dataset) < num_prompts", "len(dataset) < 1", "online_sft_trainer"),
+    ("too few prompts", PROMPTS, "len(dataset) < num_prompts", "len(dataset) < 1", "online_sft_trainer"),
     ("contradicting golds", TASKS, ".gold != problem.gold:", ".gold is None:", "tasks"),
     ("validation prompts in train", TASKS, "train.items() if text not in shared", "train.items() if text", "tasks"),
     ("golds that differ between splits", TASKS, "for text in shared if", "for text in () if", "tasks"),

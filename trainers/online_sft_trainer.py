@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from online_sft.group_advantages import group_advantages
-from online_sft.rewards.checked import check_dataset, checked
+from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
 from trainers.group_filter import replaced_degenerate_groups
+from trainers.model_card import ledger_section
 from trainers.online_metrics import OnlineMetrics
 from trainers.online_sft_config import OnlineSFTConfig
+from trainers.prompts import check_prompts, draw_rows
 from trainers.reward_functions import named_rewards, with_overlong_penalty
 from trainers.reward_models import placed_reward_models, with_reward_models
 from trainers.running_baseline import RunningBaseline
@@ -24,8 +25,6 @@ from trainers.running_baseline import RunningBaseline
 __all__ = ["OnlineSFTTrainer"]
 
 logger = logging.getLogger(__name__)
-
-_ROWS_NAMED = 5  # in the report of rows that cannot be graded
 
 # Inputs of vision-language models that TRL carries beside the tokens.
 _MULTIMODAL_INPUTS = (
@@ -105,12 +104,7 @@ class OnlineSFTTrainer(GRPOTrainer):
             )
         reward_funcs = named_rewards(reward_funcs, args)
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
-        if train_dataset is not None and train_dataset.column_names is not None and not supplies_own_columns:
-            _check_dataset(train_dataset, reward_funcs, with_rows=args.process_index == 0)
-        if isinstance(train_dataset, Dataset):
-            _check_size(train_dataset, args)
-        if args.filter_groups_enable:
-            _check_that_prompts_can_be_drawn(train_dataset)
+        check_prompts(train_dataset, reward_funcs, args, has_all_columns=not supplies_own_columns)
         reward_funcs = with_overlong_penalty(with_reward_models(reward_funcs, args, reward_processing_classes), args)
         # no `reward_processing_classes`: reward models are functions now
         super().__init__(
@@ -229,10 +223,14 @@ class OnlineSFTTrainer(GRPOTrainer):
         step, draws = self._draws
         draws = draws + 1 if step == self.state.global_step else 0
         self._draws = (self.state.global_step, draws)
-        generator = torch.Generator().manual_seed(hash((self.args.seed, self.state.global_step, draws)) % 2**63)
-        shape = (self.accelerator.num_processes, num_groups)
-        rows = torch.randint(len(self.train_dataset), shape, generator=generator)[self.accelerator.process_index]
-        prompts = [self.train_dataset[row] for row in rows.tolist()]
+        rows = draw_rows(
+            len(self.train_dataset),
+            num_groups,
+            seeds=(self.args.seed, self.state.global_step, draws),
+            rank=self.accelerator.process_index,
+            num_ranks=self.accelerator.num_processes,
+        )
+        prompts = [self.train_dataset[row] for row in rows]
         return self._sampled([dict(prompt) for prompt in prompts for _ in range(self.num_generations)])
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -284,58 +282,4 @@ class OnlineSFTTrainer(GRPOTrainer):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             with open(Path(self.args.output_dir) / "README.md", "a", encoding="utf-8") as card:
-                card.write(_ledger_section(self.args))
-
-
-def _ledger_section(args: OnlineSFTConfig) -> str:
-    ledger = [f"- `{bias.option}={bias.value}`: {bias.effect}" for bias in args.bias_ledger()]
-    return "\n".join(
-        [
-            "\n## What was optimised\n",
-            f"E[r] - {args.beta:g} KL(policy || reference), estimated with `{args.estimator}` and baseline "
-            f"`{args.baseline}`. Options in force that bias its gradient or change it:\n",
-            *(ledger or ["- none"]),
-            "",
-        ]
-    )
-
-
-def _check_size(dataset: Dataset, args: OnlineSFTConfig) -> None:
-    """TRL takes whole batches of prompts from an epoch; without one it would train for 0 steps and say little."""
-    num_prompts = args.generation_batch_size // args.num_generations
-    if len(dataset) < num_prompts:
-        raise ValueError(
-            f"the train dataset has {len(dataset)} rows and one batch takes {num_prompts} prompts "
-            "(generation_batch_size="
-            f"{args.generation_batch_size} over num_generations={args.num_generations}); lower "
-            "per_device_train_batch_size or raise num_generations"
-        )
-
-
-def _check_that_prompts_can_be_drawn(dataset: Any) -> None:
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            "filter_groups_enable draws fresh prompts by their row, which a stream does not have; load the data set "
-            "with streaming=False"
-        )
-    if {"image", "images"} & set(dataset.column_names):
-        raise ValueError("filter_groups_enable replaces rows of text, not images; set filter_groups_enable=False")
-
-
-def _check_dataset(dataset: Any, reward_funcs: Any, with_rows: bool) -> None:
-    """Refuses a data set without the columns that are needed, and reports the rows that cannot be graded."""
-    if "prompt" not in dataset.column_names:
-        raise ValueError(f"the train dataset needs a `prompt` column; it has {', '.join(dataset.column_names)}")
-    has_rows = with_rows and isinstance(dataset, Dataset)  # a stream is checked as it comes
-    columns = {name: dataset[name] if has_rows else [] for name in dataset.column_names}
-    for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
-        if callable(function) and not isinstance(function, nn.Module):  # a reward model needs no columns
-            report = check_dataset(function, columns)
-            if report:
-                logger.warning(
-                    "%d of %d rows of the train dataset cannot be graded, and their samples are left out: %s%s",
-                    len(report),
-                    len(dataset),
-                    "; ".join(report[:_ROWS_NAMED]),
-                    "; ..." if len(report) > _ROWS_NAMED else "",
-                )
+                card.write(ledger_section(self.args))
