@@ -50,6 +50,14 @@ class Method(Proposition3):
         return self.use_vllm or self.stale_samples
 
     @property
+    def has_kl_baseline(self) -> bool:
+        """Whether A also has the running mean of beta (s - s_ref) added: unbiased, and less noise.
+
+        A baseline of the reward alone leaves the mean price of the KL in every A, a constant that only adds variance.
+        """
+        return self.beta != 0.0 and self.baseline not in ("none", "constant")
+
+    @property
     def baseline_function(self) -> Baseline:
         """The baseline; `running_mean` starts at 0 and is moved on by whoever trains."""
         if self.baseline == "constant":

@@ -37,7 +37,7 @@ def verify(method: Method, seed: int = 0) -> Verification:
     """Sums over every prompt, group and completion of `EnumerablePolicy.build(seed)`. Exact up to float64.
 
     What cannot be listed is fixed: samples of an older policy come from logits that have
-    moved by 0.3 (another engine's: 0.05), a running mean is at the mean reward, `scale_rewards="batch"` sees a batch of
+    moved by 0.3 (another engine's: 0.05), running means are at the means, `scale_rewards="batch"` sees a batch of
     one group, and groups that are filtered out find a replacement in the end.
     """
     return _Enumeration(method, seed).result()
@@ -105,6 +105,17 @@ class _Enumeration:
         return torch.zeros(self.counts.shape, dtype=torch.float64).scatter_(1, levels, advantages)
 
     @cached_property
+    def kl_baseline(self) -> float:
+        """The mean price of the KL, beta (s - s_ref)."""
+        method, policy = self.method, self.policy
+        if not method.has_kl_baseline:
+            return 0.0
+        log_probs, ref = (policy.log_probs(x, method.temperature) for x in (policy.logits, policy.ref_logits))
+        nothing = torch.zeros(policy.rewards.shape, dtype=torch.float64)
+        prices = -method(log_probs, policy.mask.expand_as(log_probs), nothing, ref).advantage
+        return (self.probs * prices).sum(1).mean().item()
+
+    @cached_property
     def kept(self) -> Tensor:
         """The groups that filtering leaves, as indices."""
         groups = torch.arange(len(self.counts))
@@ -163,7 +174,7 @@ class _Enumeration:
         terms = method(
             log_probs,
             repeated(mask),
-            advantages.flatten(),
+            advantages.flatten() + self.kl_baseline,
             reference if method.beta else None,
             sampler if method.is_off_policy else None,
         )

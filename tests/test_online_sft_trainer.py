@@ -170,6 +170,24 @@ def test_the_running_mean_is_that_of_earlier_batches_and_survives_a_resume(model
     assert_close(entry["reward"] - entry["advantage"], baselines[2], rtol=1e-5, atol=1e-6)
 
 
+def test_the_mean_price_of_the_kl_of_earlier_steps_is_part_of_the_baseline(saved_model, tokenizer, sgd_args):
+    """Leave-one-out advantages add up to 0: the mean of A is beta times (the running mean less the step's own KL)."""
+    args = {**sgd_args, "beta": 0.3, "max_steps": 4, "learning_rate": 0.02}
+    steps = [e for e in run(saved_model, tokenizer, Recorder(), args).state.log_history if "kl" in e]
+    total = count = 0.0
+    for entry in steps:
+        baseline = total / count if count else 0.0
+        assert_close(entry["advantage"], 0.3 * (baseline - entry["kl"]), rtol=1e-4, atol=1e-6)
+        total, count = 0.9 * total + entry["kl"], 0.9 * count + 1
+    assert abs(steps[-1]["kl"]) > 0.01
+
+
+def test_without_a_baseline_the_kl_has_none_either(saved_model, tokenizer, sgd_args):
+    args = {**sgd_args, "beta": 0.3, "max_steps": 3, "learning_rate": 0.02, "baseline": "none"}
+    for entry in [e for e in run(saved_model, tokenizer, Recorder(), args).state.log_history if "kl" in e]:
+        assert_close(entry["advantage"], entry["reward"] - 0.3 * entry["kl"], rtol=1e-4, atol=1e-6)
+
+
 def test_scale_and_shift_make_the_reward(model, tokenizer, sgd_args):
     recorder = Recorder()
     args = {**sgd_args, "baseline": "none", "reward_scale": 2.0, "reward_shift": -0.5}

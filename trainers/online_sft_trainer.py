@@ -20,7 +20,7 @@ from trainers.online_sft_config import OnlineSFTConfig
 from trainers.prompts import check_prompts, draw_rows
 from trainers.reward_functions import named_rewards, with_overlong_penalty
 from trainers.reward_models import placed_reward_models, with_reward_models
-from trainers.running_baseline import RunningBaseline
+from trainers.running_baselines import RunningBaselines
 
 __all__ = ["OnlineSFTTrainer"]
 
@@ -116,9 +116,8 @@ class OnlineSFTTrainer(GRPOTrainer):
         ]
         self._method = args.method
         self._baseline = self._method.baseline_function
-        self._running_baseline = RunningBaseline() if args.baseline == "running_mean" else None
-        if self._running_baseline:
-            self.add_callback(self._running_baseline)
+        self._running = RunningBaselines(self.accelerator)
+        self.add_callback(self._running)
         self._online_metrics = {mode: OnlineMetrics(self.accelerator) for mode in ("train", "eval")}
         self._draws = (0, 0)  # (optimizer step, how often fresh prompts were drawn in it)
         self._empty_batches = 0  # in a row
@@ -157,8 +156,8 @@ class OnlineSFTTrainer(GRPOTrainer):
             output, is_degenerate = self._filtered(output)
         rewards = self.accelerator.gather(output.pop("rewards"))
         advantages = self._own_part(self._advantages(rewards))
-        if self.model.training and self._running_baseline:
-            self._running_baseline.mean = self._running_baseline.mean.after(rewards)
+        if self.model.training:
+            self._running.reward = self._running.reward.after(rewards)
         if is_degenerate is not None:
             advantages = advantages.masked_fill(is_degenerate.repeat_interleave(self.num_generations), torch.nan)
         output["advantages"] = advantages
@@ -179,7 +178,7 @@ class OnlineSFTTrainer(GRPOTrainer):
     def _advantages(self, rewards: Tensor) -> Tensor:
         """r - b of all ranks' completions, over the spread if asked for; NaN where unscorable. [B] -> [B]."""
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
-        baseline = self._running_baseline.mean if self._running_baseline else self._baseline
+        baseline = self._running.reward if self.args.baseline == "running_mean" else self._baseline
         by_group = rewards.view(-1, num_generations)
         return group_advantages(by_group, baseline, self.args.scale_rewards).flatten()
 
@@ -250,9 +249,12 @@ class OnlineSFTTrainer(GRPOTrainer):
         written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
         # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
         sampler_log_probs = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
-        terms = self._method(
-            log_probs, mask, inputs["advantages"].nan_to_num(), inputs.get("ref_per_token_logps"), sampler_log_probs
-        )
+        advantages = inputs["advantages"].nan_to_num()
+        if self._method.has_kl_baseline:
+            advantages = advantages + self._running.kl_price.value
+        terms = self._method(log_probs, mask, advantages, inputs.get("ref_per_token_logps"), sampler_log_probs)
+        if self.model.training:
+            self._running.add_kl_prices((advantages - terms.advantage)[written])
         # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
         denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
