@@ -220,7 +220,7 @@ def test_the_overlong_penalty_is_one_of_the_rewards(model, tokenizer, sgd_args):
 def test_math_by_name_gives_the_rewards_of_the_configuration(model, tokenizer, sgd_args):
     args = {**sgd_args, "correct_reward": 3.0, "incorrect_reward": -0.25, "baseline": "none"}
     trainer = run(model, tokenizer, "math", args)
-    assert set(trainer._logs["advantages"]) <= {3.0, -0.25}
+    assert trainer.reward_funcs[0](completions=["Answer: 2", "Answer: 3"], solution=["2", "2"]) == [3.0, -0.25]
     assert "rewards/math_verification/mean" in trainer.state.log_history[0]
 
 
