@@ -2,17 +2,17 @@
 
 PYTHONPATH=. python benchmarks/sample_efficiency.py [--seeds 1 2 3 4 5] [--steps 150] [--methods ...] [--task sums]
 
-Everybody starts from the quickstart's imitation model (made here on first use), and gets the same problems, 256 samples a
-step, temperature 1, no top_p, AdamW with a constant learning rate, and one update a batch. Learning rate and group size
-are tuned for each method on seed 0, over the first `TUNING_STEPS` steps, by the area under the curve; then the other
-seeds run at the best point of the grid.
+Everybody starts from the quickstart's imitation model (made here on first use), and gets the same problems, 256
+samples a step, temperature 1, no top_p, AdamW with a constant learning rate, and one update a batch. Learning rate and
+group size are tuned for each method on seed 0 by the area under its first `TUNING_STEPS` steps; then the other seeds run
+at the best point of the grid. A seed is that of sampling and of the order of the problems.
 
 The target is held-out accuracy, sampled: every `EVERY` steps, the share of right answers among 2 samples of each of the
-400 held-out problems, at temperature 1, with the same random numbers each time (outside the step's time). "Samples to the
-target" are those the policy was trained on until the first such evaluation that reaches it. A run that has reached it stops
-after `AREA_STEPS` steps. The area is the mean over the first `AREA_STEPS` steps of the share of right answers among the 256
-samples of the step, which are drawn from the policy before its update. The held-out problems are harder than the training
-ones, most of which are one-digit sums: do not compare one with the other.
+400 held-out problems, at temperature 1, with the same random numbers each time (outside the step's time). "Samples to
+the target" are those the policy was trained on until the first such evaluation that reaches it. A run that has reached
+it stops after `AREA_STEPS` steps. The area is the mean over the first `AREA_STEPS` steps of the share of right answers
+among the step's 256 samples, which are drawn from the policy before its update. The held-out problems are harder than
+the training ones, which repeat the sums of one digit: do not compare one accuracy with the other.
 
 Results are appended to OUTPUT_DIR/runs.jsonl, one line a run; a run that is there is not run again.
 """
@@ -42,7 +42,7 @@ from recipes.quickstart.evaluate import MAX_NEW_TOKENS, accuracy, complete
 
 TARGET, EVERY = 0.9, 5
 AREA_STEPS, TUNING_STEPS = 50, 30
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 GROUPS = (2, 4, 8)
 
 
@@ -90,6 +90,8 @@ def plain(right: bool, completion: str, solution: str, rng: torch.Generator) -> 
 class Task:
     reward: Callable[[bool, str, str, torch.Generator], float] = plain
     share_wrong: float | None = None  # imitate for another 150 steps demonstrations of which so many are wrong
+    options: dict[str, Any] = field(default_factory=dict)
+    problems: int | None = None  # only the first so many
 
 
 TASKS = {"sums": Task()}
@@ -115,7 +117,9 @@ class Bench:
 
             quickstart = self.quickstart
             model = build_model(quickstart.tokenizer, seed=0)
-            quickstart.weighted(folder.name, model, quickstart.evaluate(model), [1.0] * len(quickstart.grades), IMITATION)
+            quickstart.weighted(
+                folder.name, model, quickstart.evaluate(model), [1.0] * len(quickstart.grades), IMITATION
+            )
         if task.share_wrong is None:
             return folder
         weaker = self.output_dir / f"imitation_{task.share_wrong}"
@@ -137,7 +141,9 @@ class Bench:
         quickstart.weighted(folder.name, model, quickstart.evaluate(model), weights, stage)
         quickstart.demonstrations, quickstart.grades = demonstrations
 
-    def run(self, run: Run, method: Method, steps: int, area_steps: int = AREA_STEPS, held_out: bool = True) -> dict[str, Any]:
+    def run(
+        self, run: Run, method: Method, steps: int, area_steps: int = AREA_STEPS, held_out: bool = True
+    ) -> dict[str, Any]:
         """Trains, or finds the result of an earlier run that was at least as long or reached the target."""
         known = self.results.get(run)
         if known and (len(known["accuracy"]) >= steps or (reached(known) and len(known["accuracy"]) >= area_steps)):
@@ -165,6 +171,7 @@ class Bench:
             return rewards
 
         settings = {key: value for key, value in EVERYWHERE.items() if key != "activation_checkpointing"}
+        settings |= {"gradient_checkpointing": False, "logging_steps": 1, "max_steps": steps}
         args = method.config(
             output_dir=str(self.output_dir / "trainer"),
             per_device_train_batch_size=SAMPLES_PER_STEP,
@@ -172,12 +179,14 @@ class Bench:
             num_generations=run.group,
             learning_rate=run.rate,
             lr_scheduler_type="constant",
-            max_steps=steps,
             seed=run.seed,
-            **{**settings, **{"gradient_checkpointing": False, "logging_steps": 1}, **method.options},
+            **{**settings, **task.options, **method.options},
         )
+        problems = quickstart.problems.train
+        if task.problems:
+            problems = problems.select(range(task.problems))
         # the folder, not the model: with beta > 0 the reference is loaded from there
-        trainer = method.trainer(str(folder), reward, args, quickstart.problems.train)
+        trainer = method.trainer(str(folder), reward, args, problems)
         trainer.remove_callback(PrinterCallback)
         if method.prepare:
             method.prepare(trainer)
@@ -206,7 +215,9 @@ class Bench:
     def tune(self, task: str, name: str, method: Method, rates: Iterable[float]) -> Run:
         """The best learning rate and group size on seed 0 by the area under the first steps of the curve."""
         points = [Run(task, name, rate, group, 0) for rate in rates for group in method.groups]
-        areas = {point: area(self.run(point, method, TUNING_STEPS, TUNING_STEPS, False), TUNING_STEPS) for point in points}
+        areas = {
+            point: area(self.run(point, method, TUNING_STEPS, TUNING_STEPS, False), TUNING_STEPS) for point in points
+        }
         return max(areas, key=areas.__getitem__)
 
 
@@ -251,8 +262,8 @@ class HeldOut(TrainerCallback):
 
 def reached(curves: dict[str, Any], target: float = TARGET) -> int | None:
     """Samples until a held-out evaluation reaches the target; None if none does."""
-    for index, accuracy in enumerate(curves.get("held_out", [])):
-        if accuracy >= target:
+    for index, share in enumerate(curves.get("held_out", [])):
+        if share >= target:
             return (index + 1) * EVERY * SAMPLES_PER_STEP
     return None
 
@@ -268,20 +279,21 @@ def spread(values: list[float], form: str) -> str:
 def compare(bench: Bench, task: str, names: list[str], seeds: list[int], steps: int, rates: list[float]) -> None:
     best = {name: bench.tune(task, name, METHODS[name], rates) for name in names}
     runs = {
-        name: [
-            bench.run(Run(task, name, point.rate, point.group, seed), METHODS[name], steps) for seed in seeds
-        ]
+        name: [bench.run(Run(task, name, point.rate, point.group, seed), METHODS[name], steps) for seed in seeds]
         for name, point in best.items()
     }
     grpos = None
     if "TRL GRPO" in runs:
         grpos = statistics.mean(reached(result) or steps * SAMPLES_PER_STEP for result in runs["TRL GRPO"])
-    print(f"\n| {task} | rate, group | samples to {TARGET:.0%} | to GRPO | area, {AREA_STEPS} steps | held-out at the end |")
+    columns = ("rate, group", f"samples to {TARGET:.0%}", "to GRPO", f"area, {AREA_STEPS} steps", "held-out at the end")
+    print(f"\n| {task} | {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|")
     for name, results in runs.items():
         samples = [reached(result) for result in results]
         missed = samples.count(None)
-        counts = [count or len(result["accuracy"]) * SAMPLES_PER_STEP for count, result in zip(samples, results)]
+        counts = [
+            count or len(result["accuracy"]) * SAMPLES_PER_STEP for count, result in zip(samples, results, strict=True)
+        ]
         text = spread(counts, ",.0f") + (f", {missed} of {len(samples)} never" if missed else "")
         ratio = f"{statistics.mean(counts) / grpos:.2f}" if grpos else "-"
         areas, sampled = spread([area(r) for r in results], ".3f"), spread([r["held_out"][-1] for r in results], ".3f")
