@@ -4,15 +4,16 @@ PYTHONPATH=. python benchmarks/sample_efficiency.py [--seeds 1 2 3 4 5] [--steps
 
 Everybody starts from the quickstart's imitation model (made here on first use), and gets the same problems, 256
 samples a step, temperature 1, no top_p, AdamW with a constant learning rate, and one update a batch. Learning rate and
-group size are tuned for each method on seed 0 by the area under its first `TUNING_STEPS` steps; then the other seeds run
-at the best point of the grid. A seed is that of sampling and of the order of the problems.
+group size are tuned for each method on seed 0 by the area under its first `TUNING_STEPS` steps; then the other seeds
+run at the best point of the grid. A seed is that of sampling and of the order of the problems.
 
-The target is held-out accuracy, sampled: every `EVERY` steps, the share of right answers among 2 samples of each of the
-400 held-out problems, at temperature 1, with the same random numbers each time (outside the step's time). "Samples to
-the target" are those the policy was trained on until the first such evaluation that reaches it; a run that
-never reaches it counts with all its samples, which flatters it. A run that has reached the last target stops after `AREA_STEPS` steps. The area is the mean over the first `AREA_STEPS` steps of the share of right answers
-among the step's 256 samples, which are drawn from the policy before its update. The held-out problems are harder than
-the training ones, which repeat the sums of one digit: do not compare one accuracy with the other.
+The target is held-out accuracy, sampled: every `EVERY` steps, the share of right answers among 2 samples of each of
+the 400 held-out problems, at temperature 1, with the same random numbers each time (outside the step's time). "Samples
+to the target" are those the policy was trained on until the first such evaluation that reaches it; a run that never
+does counts with all its samples, which flatters it. A run that has reached the last target stops after `AREA_STEPS`
+steps. The area is the mean over the first `AREA_STEPS` steps of the share of right answers among the step's 256
+samples, which are drawn from the policy before its update. The held-out problems are harder than the training ones,
+which repeat the sums of one digit: do not compare one accuracy with the other.
 
 Results are appended to OUTPUT_DIR/runs.jsonl, one line a run; a run that is there is not run again.
 """
@@ -296,7 +297,7 @@ def compare(bench: Bench, task: str, names: list[str], seeds: list[int], steps: 
             counts = [samples_to(result, target) for result in results]
             missed = sum(reached(result, target) is None for result in results)
             cells.append(spread(counts, ",.0f") + (f", {missed} of {len(results)} never" if missed else ""))
-            if "TRL GRPO" in runs:
+            if "TRL GRPO" in runs and all(reached(result, target) for result in [*results, *runs["TRL GRPO"]]):
                 grpos = statistics.mean(samples_to(result, target) for result in runs["TRL GRPO"])
                 cells[-1] += f", ratio {statistics.mean(counts) / grpos:.2f}"
         print(f"| {name} | {' | '.join(cells)} |")
