@@ -199,7 +199,10 @@ def sample(model: Any, tokenizer: Any, prompts: list[str]) -> tuple[Tensor, Tens
 
 
 def noise(bench: Bench, folder: Path, group: int, batches: int = 48, size: int = 128) -> None:
-    """Noise scale of each baseline's gradient: trace of the covariance over the squared mean, in samples."""
+    """Noise scale of each baseline's gradient: trace of the covariance over the squared mean, in samples.
+
+    The cosine is that of the gradient of 256 samples to its expectation, as the noise scale has it.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     tokenizer, quickstart = bench.tokenizer, bench.quickstart
@@ -209,9 +212,9 @@ def noise(bench: Bench, folder: Path, group: int, batches: int = 48, size: int =
     for turn in range(batches):
         rows = quickstart.problems.train.select(range(turn * size // group, (turn + 1) * size // group))
         rows = rows.select([index for index in range(len(rows)) for _ in range(group)])
-        tokens, mask, start = sample(model, tokenizer, rows["prompt"])
+        tokens, mask, start = sample(model, tokenizer, list(rows["prompt"]))
         texts = tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)
-        grades = quickstart.reward(texts, solution=rows["solution"], index=rows["index"])
+        grades = quickstart.reward(texts, solution=list(rows["solution"]), index=list(rows["index"]))
         rewards = torch.tensor(grades).view(-1, group)
         mean_reward.append(rewards.mean().item())
         position_ids = (mask.cumsum(1) - 1).clamp(min=0)
@@ -238,11 +241,13 @@ def noise(bench: Bench, folder: Path, group: int, batches: int = 48, size: int =
     # all have the same mean; the least noisy estimate of its square serves all
     trace = {name: (values - values.mean(0)).square().sum() / (batches - 1) for name, values in stacked.items()}
     square = max(stacked[f"best constant, {best:.2f}"].mean(0).square().sum() - min(trace.values()) / batches, 1e-12)
-    print(f"\n| {folder.name}, mean reward {level:.2f}, group {group} | noise scale, samples | cosine of 256 samples |")
-    print("|---|---|---|")
+    print(f"\n| {folder.name}, mean reward {level:.2f}, group {group} | variance to none's | noise scale | cosine |")
+    print("|---|---|---|---|")
+    is_known = square > 3 * min(trace.values()) / batches  # otherwise the mean gradient is lost in its noise
     for name, value in trace.items():
         scale = (value * size / square).item()
-        print(f"| {name} | {scale:,.0f} | {(1 + scale / 256) ** -0.5:.2f} |", flush=True)
+        cells = f"{scale:,.0f} | {(1 + scale / 256) ** -0.5:.2f}" if is_known else "- | -"
+        print(f"| {name} | {value / trace['none']:.2f} | {cells} |", flush=True)
 
 
 def main() -> None:
@@ -264,7 +269,7 @@ def main() -> None:
         return
     for task in options.tasks:
         print(
-            f"\n| {task} | rate | area, {options.steps} steps | reward, last 5 | entropy, last |\n|---|---|---|---|---|"
+            f"\n| {task} | rate | area, {options.steps} steps | right, last 5 | entropy, last |\n|---|---|---|---|---|"
         )
         for name in options.methods:
             method = METHODS[name]
