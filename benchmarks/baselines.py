@@ -1,6 +1,7 @@
 """Which baseline learns fastest, and why: the baselines of OnlineSFTTrainer and prototypes, on tasks of several kinds.
 
 PYTHONPATH=. python benchmarks/baselines.py [--tasks sums signed ...] [--methods ...] [--seeds 0 1] [--steps 30]
+PYTHONPATH=. python benchmarks/baselines.py --compare   # samples to the target, as in sample_efficiency.py
 PYTHONPATH=. python benchmarks/baselines.py --noise MODEL ...     # the noise of the gradient with each baseline
 
 Model, problems, settings and `area` are those of `sample_efficiency.py`. Every method runs at every learning rate of
@@ -12,6 +13,8 @@ the grid, and the table shows each at its best one. Prototypes, which the packag
     filter      leave_one_out, and a group of equal rewards is not counted in the loss's denominator
     optimal     b_i = sum_j g_j r_j / sum_j g_j over the other samples of the step, g = sum_t (1 - p_t)^2: the
                 constant of least variance, with the logits' gradient in the place of the weights'
+    optimal running     the same from exponential sums (0.9) over the steps before
+    lowest      the lowest reward of all steps before
     reuse       none, two updates a batch, the second with the exact importance weight of the whole completion
 """
 
@@ -46,6 +49,17 @@ class Running:
         values = batch(rewards) if self.mean is None else torch.full_like(rewards, float(self.mean))
         mean = rewards.mean()
         self.mean = mean if self.mean is None else 0.9 * self.mean + 0.1 * mean
+        return values
+
+
+class Lowest:
+    def __init__(self) -> None:
+        self.lowest: float | None = None
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        lowest = rewards.min().item()
+        values = torch.full_like(rewards, lowest if self.lowest is None else self.lowest)
+        self.lowest = lowest if self.lowest is None else min(self.lowest, lowest)
         return values
 
 
@@ -103,6 +117,23 @@ class Optimal(OnlineSFTTrainer):
         return super()._compute_loss(model, inputs)
 
 
+class OptimalRunning(Optimal):
+    """The same constant from exponential sums over earlier steps: needs no large batch."""
+
+    sums: Tensor | None = None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        def estimator(log_prob: Tensor, ref_log_prob: Tensor | None, rewards: Tensor, *, beta: float) -> Tensor:
+            size = gradient_size(self.log_probs, inputs["completion_mask"])
+            baseline = optimal(rewards, size) if self.sums is None else self.sums[0] / self.sums[1]
+            new = torch.stack([(size * rewards).sum(), size.sum()])
+            self.sums = new if self.sums is None else 0.9 * self.sums + new
+            return prop3_stable(log_prob, ref_log_prob, rewards, beta=beta, baseline=baseline)
+
+        self._estimator = estimator
+        return OnlineSFTTrainer._compute_loss(self, model, inputs)
+
+
 class Reuse(OnlineSFTTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         old = inputs.get("old_per_token_logps")
@@ -151,6 +182,8 @@ METHODS = {
     "filter": ours(lambda trainer: filtered),
     "optimal": ours(kind=Optimal),
     "optimal, group 1": ours(kind=Optimal, group=1),
+    "optimal running": ours(kind=OptimalRunning),
+    "lowest": ours(lambda trainer: Lowest()),
     "reuse": ours(kind=Reuse, num_iterations=2, max_steps=60),
     "TRL GRPO, group 4": Method(efficiency.GRPOTrainer, efficiency.GRPOConfig, {}, None, (4,)),
     "TRL GRPO, group 8": Method(efficiency.GRPOTrainer, efficiency.GRPOConfig, {}, None, (8,)),
@@ -186,6 +219,8 @@ TASKS = {
     "few": Task(plain, problems=256),  # the same 256 problems again and again
 }
 efficiency.TASKS.update(TASKS)
+METHODS |= efficiency.METHODS
+efficiency.METHODS = METHODS
 
 
 @torch.no_grad()
@@ -253,10 +288,11 @@ def noise(bench: Bench, folder: Path, group: int, batches: int = 48, size: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=["none", "optimal"], choices=list(METHODS))
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--compare", action="store_true", help="samples to the target, as in sample_efficiency.py")
     parser.add_argument("--noise", type=Path, nargs="*", help="folders of models; trains nothing")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/efficiency"))
     options = parser.parse_args()
@@ -266,6 +302,10 @@ def main() -> None:
         for group in (2, 8):
             noise(bench, folder, group)
     if options.noise:
+        return
+    if options.compare:
+        for task in options.tasks:
+            efficiency.compare(bench, task, options.methods, options.seeds, options.steps, options.rates)
         return
     for task in options.tasks:
         print(
