@@ -214,7 +214,8 @@ TASKS = {
     "shifted": Task(shifted),  # 6 or 5
     "digits": Task(digits),  # dense, 0 to 1
     "noisy": Task(noisy),  # 1 or 0, one in ten is wrong
-    "weak": Task(plain, share_wrong=0.95),  # 1 or 0, hardly ever 1 at first
+    "weak": Task(plain, (0.95, 150)),  # 1 or 0, from a model that is right in 28 %
+    "weaker": Task(plain, (0.97, 600)),  # 1 or 0, hardly ever 1 at first
     "beta": Task(plain, options={"beta": 0.05}),
     "few": Task(plain, problems=256),  # the same 256 problems again and again
 }

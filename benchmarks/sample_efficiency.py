@@ -90,7 +90,7 @@ def plain(right: bool, completion: str, solution: str, rng: torch.Generator) -> 
 @dataclass(frozen=True)
 class Task:
     reward: Callable[[bool, str, str, torch.Generator], float] = plain
-    share_wrong: float | None = None  # imitate for another 150 steps demonstrations of which so many are wrong
+    weaken: tuple[float, int] | None = None  # imitate demonstrations, this share of them wrong, for so many steps more
     options: dict[str, Any] = field(default_factory=dict)
     problems: int | None = None  # only the first so many
 
@@ -121,14 +121,14 @@ class Bench:
             quickstart.weighted(
                 folder.name, model, quickstart.evaluate(model), [1.0] * len(quickstart.grades), IMITATION
             )
-        if task.share_wrong is None:
+        if task.weaken is None:
             return folder
-        weaker = self.output_dir / f"imitation_{task.share_wrong}"
+        weaker = self.output_dir / "imitation_{}_{}".format(*task.weaken)
         if not (weaker / "config.json").exists():
-            self.weaken(folder, weaker, task.share_wrong)
+            self.weaken(folder, weaker, *task.weaken)
         return weaker
 
-    def weaken(self, start: Path, folder: Path, share_wrong: float) -> None:
+    def weaken(self, start: Path, folder: Path, share_wrong: float, steps: int) -> None:
         from recipes.quickstart.problems import flawed_demonstrations
 
         quickstart = self.quickstart
@@ -137,7 +137,7 @@ class Bench:
             quickstart.problems.train, copies=3, share_wrong=share_wrong, seed=1
         )
         model = AutoModelForCausalLM.from_pretrained(start)
-        stage = {"max_steps": 150, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+        stage = {"max_steps": steps, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
         weights = [1.0] * len(quickstart.demonstrations)
         quickstart.weighted(folder.name, model, quickstart.evaluate(model), weights, stage)
         quickstart.demonstrations, quickstart.grades = demonstrations
