@@ -208,6 +208,10 @@ def noisy(right: bool, completion: str, solution: str, rng: torch.Generator) -> 
     return float(right != (torch.rand((), generator=rng).item() < 0.1))
 
 
+def sparse(right: bool, completion: str, solution: str, rng: torch.Generator) -> float:
+    return float(right and torch.rand((), generator=rng).item() < 0.2)
+
+
 TASKS = {
     "sums": Task(),  # reward 1 or 0
     "signed": Task(signed),  # 1 or -1
@@ -215,7 +219,8 @@ TASKS = {
     "digits": Task(digits),  # dense, 0 to 1
     "noisy": Task(noisy),  # 1 or 0, one in ten is wrong
     "weak": Task(plain, (0.95, 150)),  # 1 or 0, from a model that is right in 28 %
-    "weaker": Task(plain, (0.97, 600)),  # 1 or 0, hardly ever 1 at first
+    "weaker": Task(plain, (0.97, 600)),  # 1 or 0, from a model that is right in 25 %
+    "sparse": Task(sparse),  # 1 for one right answer in five, otherwise 0
     "beta": Task(plain, options={"beta": 0.05}),
     "few": Task(plain, problems=256),  # the same 256 problems again and again
 }
