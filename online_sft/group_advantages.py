@@ -1,4 +1,4 @@
-"""Rewards of groups become advantages: less a baseline, over a spread if asked for, and which groups say nothing.
+"""Rewards of groups become advantages: over a spread if asked for, less a baseline; and which groups say nothing.
 
 [P, G]: P prompts, G samples of each; NaN is a reward that could not be given.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from online_sft.baselines import Baseline
 
-__all__ = ["REWARD_SCALES", "degenerate_groups", "group_advantages"]
+__all__ = ["REWARD_SCALES", "degenerate_groups", "group_advantages", "scaled_rewards"]
 
 _EPSILON = 1e-4  # TRL's, below any spread that rewards have
 
@@ -30,16 +30,19 @@ def _batch_std(rewards: Tensor) -> Tensor:
 REWARD_SCALES: dict[str, Callable[[Tensor], Tensor]] = {"none": _no_scale, "group": _group_std, "batch": _batch_std}
 
 
-def group_advantages(rewards: Tensor, baseline: Baseline, scale: str = "none") -> Tensor:
-    """(r - b) / spread. [P, G] -> [P, G], NaN where the reward is.
+def scaled_rewards(rewards: Tensor, scale: str = "none") -> Tensor:
+    """r / spread. [P, G] -> [P, G], NaN where the reward is.
 
-    Args:
-        rewards: r, NaN where a completion could not be scored.
-        baseline: b, of `online_sft.baselines`.
-        scale: "none" divides by 1; "group" and "batch" by the standard deviation (Bessel's correction, + 1e-4) of the
-            prompt's or of all samples, as GRPO does: another objective.
+    scale: "none" divides by 1; "group" and "batch" by the standard deviation (Bessel's correction, + 1e-4) of the
+    prompt's or of all samples, as GRPO does: another objective.
     """
-    return (rewards - baseline(rewards)) / REWARD_SCALES[scale](rewards)
+    return rewards / REWARD_SCALES[scale](rewards)
+
+
+def group_advantages(rewards: Tensor, baseline: Baseline, scale: str = "none") -> Tensor:
+    """r / spread - b, b the baseline of r / spread. [P, G] -> [P, G], NaN where the reward is."""
+    rewards = scaled_rewards(rewards, scale)
+    return rewards - baseline(rewards)
 
 
 def degenerate_groups(rewards: Tensor, min_std: float = 0.0) -> Tensor:

@@ -49,17 +49,22 @@ class Method(Proposition3):
         """Whether completions come from anything but the policy as it is when their gradient is taken."""
         return self.use_vllm or self.stale_samples
 
-    @property
-    def has_kl_baseline(self) -> bool:
-        """Whether A also has the running mean of beta (s - s_ref) added: unbiased, and less noise.
+    def kl_baseline(self, mean_price: float) -> float:
+        """What is added to r - b, so that the slope of s is 0 in the mean: beta + mean of beta (s - s_ref).
 
-        A baseline of the reward alone leaves the mean price of the KL in every A, a constant that only adds variance.
+        A baseline of the reward alone leaves the mean price of the KL, and the beta of the pathwise term, in every
+        slope r - b - beta (s - s_ref) - beta: a constant that only adds variance. 0 where there is no baseline, and for
+        the optimal one, which is of the whole slope.
+
+        mean_price: of beta (s - s_ref) in earlier steps, in reward units.
         """
-        return self.beta != 0.0 and self.baseline not in ("none", "constant")
+        if self.beta == 0.0 or self.baseline in ("none", "constant", "optimal"):
+            return 0.0
+        return mean_price + self.beta
 
     @property
     def baseline_function(self) -> Baseline:
-        """The baseline; `running_mean` starts at 0 and is moved on by whoever trains."""
+        """The baseline; `running_mean` and `optimal` know nothing yet and are moved on by whoever trains."""
         if self.baseline == "constant":
             return lambda rewards: constant(rewards, self.baseline_value)
         return BASELINES[self.baseline]

@@ -22,6 +22,7 @@ class CompletionLoss:
     weight: Tensor  # w = A / s, reward units per nat, before clip_weight_value; NaN where |s| < denom_eps
     kl: Tensor  # s - s_ref, the k1 estimate of the KL, nats; NaN without a reference
     kl_k3: Tensor  # sum over tokens of exp(-k1) - 1 + k1, the k3 estimate: never negative
+    gradient_size: Tensor  # about |grad s|^2: sum over tokens of the squared slope of the logit of the token itself
     importance_ratio: Tensor  # pi(y|x) / q(y|x), before truncation; 1 where the policy itself sampled
     importance_weight: Tensor  # mean over the completion's tokens of what their gradients are multiplied by
     importance_clipped: Tensor  # share of the tokens whose ratio was beyond the limits
@@ -106,6 +107,7 @@ class Proposition3:
                 weight=torch.where(s.abs() >= self.denom_eps, adv / s, unknown),
                 kl=unknown if k1 is None else k1.sum(-1),
                 kl_k3=unknown if k1 is None else (torch.expm1(-k1) + k1).sum(-1),
+                gradient_size=self._gradient_size(log_probs, weights, mask),
                 importance_ratio=ratio,
                 importance_weight=(weights * mask).sum(-1) / length,
                 importance_clipped=((weights != unlimited) * mask).sum(-1) / length,
@@ -116,3 +118,8 @@ class Proposition3:
         if self.normalize_logprob_by_length:
             total = total / mask.sum(-1).clamp(min=1)
         return total if self.clip_logprob_min is None else total.clamp(min=self.clip_logprob_min)
+
+    def _gradient_size(self, log_probs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+        """sum_t (rho_t (1 - p_t))^2, over squared length where s is; p_t the probability of the sampled token."""
+        size = ((weights * -torch.expm1(log_probs)).square() * mask).sum(-1)
+        return size / mask.sum(-1).clamp(min=1).square() if self.normalize_logprob_by_length else size

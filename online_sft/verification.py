@@ -10,11 +10,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from online_sft.baselines import RunningMean
+from online_sft.baselines import Baseline, OptimalBaseline, RunningMean, leave_one_out
 from online_sft.enumeration import EnumerablePolicy, sampler_logits
-from online_sft.group_advantages import degenerate_groups, group_advantages
+from online_sft.group_advantages import degenerate_groups, group_advantages, scaled_rewards
 from online_sft.ledger import bias_ledger
 from online_sft.method import Method
+from online_sft.proposition3 import CompletionLoss
 
 __all__ = ["Verification", "verify", "verify_each_option"]
 
@@ -96,24 +97,70 @@ class _Enumeration:
     @cached_property
     def advantages(self) -> Tensor:
         """r - b of a sample of each level in each group; 0 where the group has none. [C, L]"""
-        baseline = self.method.baseline_function
-        if isinstance(baseline, RunningMean):
-            baseline = RunningMean(total=(self.level_probs @ self.values).mean().item(), count=1.0)
+        baseline = self.baseline
         groups = self.rewards.unsqueeze(1)  # each is a batch of its own
         advantages = torch.cat([group_advantages(group, baseline, self.method.scale_rewards) for group in groups])
-        levels = torch.stack([torch.arange(len(self.values)).repeat_interleave(c) for c in self.counts])
-        return torch.zeros(self.counts.shape, dtype=torch.float64).scatter_(1, levels, advantages)
+        return self.by_level(advantages)
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """With what it would have learnt of earlier steps."""
+        baseline = self.method.baseline_function
+        if isinstance(baseline, RunningMean):
+            return baseline.after((self.level_probs @ self.values).mean().item(), 1.0)
+        if isinstance(baseline, OptimalBaseline):
+            return baseline.after(self.sums_of_the_optimal_baseline().tolist())
+        return baseline
+
+    def sums_of_the_optimal_baseline(self) -> Tensor:
+        """Expectations of g, g m, g m^2, g a and g a m, group by group and level by level."""
+        groups = self.rewards.unsqueeze(1)  # each is a batch of its own
+        rewards = torch.cat([scaled_rewards(group, self.method.scale_rewards) for group in groups])
+        terms = self.terms()
+        prices = -terms.advantage.view_as(self.probs)
+        sizes = terms.gradient_size.view_as(self.probs)
+        of_others = self.by_level(leave_one_out(rewards))  # [C, L]
+        own = self.by_level(rewards)
+        sums = torch.zeros(5, dtype=torch.float64)
+        for prompt, probs in enumerate(self.counts_probs):
+            member = self.members(prompt)  # q(y | its level), [N, L]
+            g, g_price = sizes[prompt] @ member, (sizes[prompt] * prices[prompt]) @ member  # [L]
+            share = probs.unsqueeze(1) * self.counts  # [C, L]
+            g_a = g * (own - self.method.beta) - g_price
+            parts = (g.expand_as(own), g * of_others, g * of_others**2, g_a, g_a * of_others)
+            sums += torch.stack([(share * part)[self.kept].sum() for part in parts])
+        return sums
 
     @cached_property
     def kl_baseline(self) -> float:
-        """The mean price of the KL, beta (s - s_ref)."""
+        """What `Method.kl_baseline` would be after earlier steps."""
+        return self.method.kl_baseline((self.probs * -self.terms().advantage.view_as(self.probs)).sum(1).mean().item())
+
+    def terms(self) -> CompletionLoss:
+        """Of every prompt's completions, one after the other, with advantages of 0."""
         method, policy = self.method, self.policy
-        if not method.has_kl_baseline:
-            return 0.0
-        log_probs, ref = (policy.log_probs(x, method.temperature) for x in (policy.logits, policy.ref_logits))
-        nothing = torch.zeros(policy.rewards.shape, dtype=torch.float64)
-        prices = -method(log_probs, policy.mask.expand_as(log_probs), nothing, ref).advantage
-        return (self.probs * prices).sum(1).mean().item()
+
+        def log_probs(logits: Tensor) -> Tensor:
+            return policy.log_probs(logits, method.temperature).flatten(0, 1)
+
+        return method(
+            log_probs(policy.logits),
+            policy.mask.repeat(len(self.probs), 1),
+            torch.zeros(self.probs.numel(), dtype=torch.float64),
+            log_probs(policy.ref_logits),
+            log_probs(self.behaviour) if method.is_off_policy else None,
+        )
+
+    def by_level(self, of_groups: Tensor) -> Tensor:
+        """[C, G] of the groups' samples, which level by level are alike, as [C, L]; 0 where a group has none."""
+        levels = torch.stack([torch.arange(len(self.values)).repeat_interleave(c) for c in self.counts])
+        return torch.zeros(self.counts.shape, dtype=torch.float64).scatter_(1, levels, of_groups)
+
+    def members(self, prompt: int) -> Tensor:
+        """q(y | its level) in the column of the level, [N, L]."""
+        levels = self.levels[prompt]
+        within = self.probs[prompt] / self.level_probs[prompt, levels].clamp(min=1e-300)
+        return torch.nn.functional.one_hot(levels, len(self.values)).double() * within.unsqueeze(1)
 
     @cached_property
     def kept(self) -> Tensor:
@@ -135,7 +182,7 @@ class _Enumeration:
                 square += (probs @ squares).item()
                 total += probs.sum().item()
         mean, square = mean / total, square / total
-        ratios = self.importance_weights()
+        ratios = self.terms().importance_weight.view_as(self.probs)
         return Verification(
             relative_bias=((mean - exact).norm() / exact.norm()).item(),
             cosine=torch.cosine_similarity(mean, exact, dim=0).item(),
@@ -148,8 +195,7 @@ class _Enumeration:
         counts, levels = self.counts[chunk].double(), self.levels[prompt]
         slopes = self.slopes(prompt, self.advantages[chunk][:, levels])  # [C, N, T]
         gradients = torch.einsum("cnt,ntk->cnk", slopes, self.policy.token_gradients(self.method.temperature)[prompt])
-        within = self.probs[prompt] / self.level_probs[prompt, levels].clamp(min=1e-300)  # q(y | its level), [N]
-        member = torch.nn.functional.one_hot(levels, len(self.values)).double() * within.unsqueeze(1)  # [N, L]
+        member = self.members(prompt)
         means = torch.einsum("cnk,nl->clk", gradients, member)
         squares = gradients.square().sum(2) @ member  # [C, L]
         size = self.method.num_generations
@@ -180,20 +226,3 @@ class _Enumeration:
         )
         (slopes,) = torch.autograd.grad(terms.loss.sum(), log_probs)
         return slopes.view(num_groups, num_completions, -1)
-
-    def importance_weights(self) -> Tensor:
-        """What the gradient of each completion is multiplied by, [P, N]."""
-        method, policy = self.method, self.policy
-        if not method.is_off_policy:
-            return torch.ones_like(self.probs)
-        of = [
-            method(
-                policy.log_probs(policy.logits, method.temperature)[prompt],
-                policy.mask,
-                torch.zeros(policy.mask.size(0), dtype=torch.float64),
-                policy.log_probs(policy.ref_logits, method.temperature)[prompt],
-                policy.log_probs(self.behaviour, method.temperature)[prompt],
-            ).importance_weight
-            for prompt in range(len(self.probs))
-        ]
-        return torch.stack(of)

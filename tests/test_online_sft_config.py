@@ -23,7 +23,7 @@ def test_what_compares_within_a_group_needs_a_group(cpu_args, options, named):
         OnlineSFTConfig(**cpu_args, num_generations=1, **options)
 
 
-@pytest.mark.parametrize("baseline", ["none", "constant", "running_mean"])
+@pytest.mark.parametrize("baseline", ["none", "constant", "running_mean", "optimal"])
 def test_what_does_not_works_with_single_samples(cpu_args, baseline):
     args = OnlineSFTConfig(**cpu_args, num_generations=1, baseline=baseline)
     assert type(args.num_generations) is int
@@ -36,7 +36,7 @@ def test_what_does_not_works_with_single_samples(cpu_args, baseline):
         ({"estimator": "prop4"}, "estimator must be one of prop3, prop3_stable; got 'prop4'"),
         (
             {"baseline": "mean"},
-            "baseline must be one of constant, group_mean, leave_one_out, none, running_mean; got 'mean'",
+            "baseline must be one of constant, group_mean, leave_one_out, none, optimal, running_mean; got 'mean'",
         ),
         ({"scale_rewards": "std"}, "scale_rewards must be one of batch, group, none; got 'std'"),
         ({"importance_sampling_mode": "on"}, "importance_sampling_mode must be one of .*; got 'on'"),

@@ -66,9 +66,9 @@ def sequence_log_prob(model, tokenizer, prompt, completion_ids):
 
 
 def reinforce_gradient(model, tokenizer, recorder, *, baseline, beta, num_generations=4):
-    """Gradient of -(1/N) sum_i ((r_i - b_i) s_i - beta s_i) at pi = pi_ref, over the N scored completions, in a loop.
+    """Gradient of -(1/N) sum_i (r_i - b_i) s_i at pi = pi_ref, over the N scored completions, in a loop.
 
-    On the first step s = s_ref, so A = r - b, and the pathwise term -grad A is + beta grad s.
+    On the first step s = s_ref. Without a baseline the pathwise term + beta grad s stays; a baseline is of it, too.
     """
     policy = copy.deepcopy(model)
     scored = [i for i, reward in enumerate(recorder.rewards) if reward is not None]
@@ -78,7 +78,8 @@ def reinforce_gradient(model, tokenizer, recorder, *, baseline, beta, num_genera
         others = [recorder.rewards[j] for j in group if j != i and recorder.rewards[j] is not None]
         compared_with = sum(others) / len(others) if baseline == "leave_one_out" else 0.0
         s = sequence_log_prob(policy, tokenizer, recorder.prompts[i], recorder.completion_ids[i])
-        loss = loss - ((recorder.rewards[i] - compared_with) - beta) * s / len(scored)
+        pathwise = beta if baseline == "none" else 0.0
+        loss = loss - (recorder.rewards[i] - compared_with - pathwise) * s / len(scored)
     loss.backward()
     return policy
 
@@ -93,7 +94,8 @@ def assert_moved_by_gradient(trainer, policy):
 
 
 @pytest.mark.parametrize("estimator", ["prop3_stable", "prop3"])
-@pytest.mark.parametrize(("baseline", "beta"), [("none", 0.0), ("leave_one_out", 0.0), ("leave_one_out", 0.3)])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
 def test_first_gradient_is_the_written_out_reinforce_gradient(
     saved_model, tokenizer, sgd_args, baseline, beta, estimator
 ):
@@ -106,7 +108,7 @@ def test_first_gradient_is_the_written_out_reinforce_gradient(
 
 
 def written_out_second_step(model, first, tokenizer, recorder, beta=0.0):
-    """Gradient of -(1/N) sum_i rho_i (r_i - b_i - beta (s_i - s_ref_i) - beta) s_i at `first`, a step after `model`."""
+    """Gradient of -(1/N) sum_i rho_i (r_i - b_i - beta (s_i - s_ref_i)) s_i at `first`, a step after `model`."""
     policy = copy.deepcopy(model)  # a copy of `first`, which TRL has patched, would run its forward pass
     policy.load_state_dict(first.state_dict())
     loss = 0.0
@@ -117,7 +119,7 @@ def written_out_second_step(model, first, tokenizer, recorder, beta=0.0):
         with torch.no_grad():
             s_old = sequence_log_prob(model, tokenizer, recorder.prompts[i], recorder.completion_ids[i])
             ratio, kl = (s - s_old).exp(), s - s_old  # the first policy is the reference, too
-        loss = loss - ratio * (reward - baseline - beta * kl - beta) * s / len(recorder.rewards)
+        loss = loss - ratio * (reward - baseline - beta * kl) * s / len(recorder.rewards)
     loss.backward()
     return policy
 
@@ -161,7 +163,8 @@ def test_the_running_mean_is_that_of_earlier_batches_and_survives_a_resume(model
     recorder = Recorder()
     trainer = run(model, tokenizer, recorder, {**args, "save_strategy": "steps", "save_steps": 2})
     means = [sum(recorder.rewards[i : i + 4]) / 4 for i in (0, 4)]
-    baselines = [0.0, means[0], (0.9 * means[0] + means[1]) / 1.9]
+    # the first batch is compared with its own others
+    baselines = [means[0], means[0], (0.9 * means[0] + means[1]) / 1.9]
     found = [entry["reward"] - entry["advantage"] for entry in trainer.state.log_history if "reward" in entry]
     assert_close(found, baselines, rtol=1e-5, atol=1e-6)
     again = OnlineSFTTrainer(model, Recorder(), OnlineSFTConfig(**args), DATA, processing_class=tokenizer)
@@ -170,14 +173,66 @@ def test_the_running_mean_is_that_of_earlier_batches_and_survives_a_resume(model
     assert_close(entry["reward"] - entry["advantage"], baselines[2], rtol=1e-5, atol=1e-6)
 
 
+def regression_of_the_first_step(model, tokenizer, recorder):
+    """Slope and intercept of r on the mean of the prompt's others, each weighted by sum_t (1 - p_t)^2."""
+    rewards = torch.tensor(recorder.rewards[:8], dtype=torch.float64).view(2, 4)
+    others = (rewards.sum(1, keepdim=True) - rewards) / 3
+    sizes = []
+    for prompt, ids in zip(recorder.prompts[:8], recorder.completion_ids[:8], strict=True):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        probs = model(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1].softmax(-1)
+        sizes.append(sum((1 - probs[t, token].item()) ** 2 for t, token in enumerate(ids)))
+    root = torch.tensor(sizes, dtype=torch.float64).sqrt()
+    design = torch.stack([others.flatten(), torch.ones(8, dtype=torch.float64)], dim=1) * root.unsqueeze(1)
+    slope, intercept = torch.linalg.lstsq(design, rewards.flatten() * root).solution.tolist()
+    return slope, intercept
+
+
+@pytest.mark.parametrize("split", [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}], ids=str)
+def test_the_optimal_baseline_of_the_second_step_is_the_weighted_regression_of_the_first(
+    model, tokenizer, sgd_args, split
+):
+    class ByPrompt(Recorder):
+        """Prompts differ in what they earn."""
+
+        def __call__(self, prompts, completions, completion_ids, **columns):
+            rewards = super().__call__(prompts, completions, completion_ids)
+            self.rewards[-len(rewards) :] = [r + int(prompt[0]) for r, prompt in zip(rewards, prompts, strict=True)]
+            return self.rewards[-len(rewards) :]
+
+    before, recorder = copy.deepcopy(model).double(), ByPrompt()
+    trainer = run(model.double(), tokenizer, recorder, {**sgd_args, "max_steps": 2, "baseline": "optimal", **split})
+    slope, intercept = regression_of_the_first_step(before, tokenizer, recorder)
+    assert 0 < slope < 1, "a slope at its limits would not show in this test"
+    rewards = torch.tensor(recorder.rewards[8:]).view(2, 4)
+    others = (rewards.sum(1, keepdim=True) - rewards) / 3
+    found = torch.tensor(list(trainer._logs["advantages"]))
+    assert_close(found, (rewards - slope * others - intercept).flatten(), rtol=1e-4, atol=1e-5, check_dtype=False)
+
+
+def test_what_the_optimal_baseline_has_learnt_survives_a_resume(saved_model, tokenizer, sgd_args):
+    args = {**sgd_args, "baseline": "optimal", "beta": 0.2, "max_steps": 4, "learning_rate": 0.01}
+    args |= {"save_strategy": "steps", "save_steps": 2}
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 3])
+    straight = run(copy.deepcopy(saved_model), tokenizer, Recorder(), args, data)
+    trainer = OnlineSFTTrainer(saved_model, Recorder(), OnlineSFTConfig(**args), data, processing_class=tokenizer)
+    trainer.train(resume_from_checkpoint="out/checkpoint-2")
+    assert trainer._running.optimal == straight._running.optimal
+    for name in ("advantage", "loss", "grad_norm"):
+        values = [[e[name] for e in t.state.log_history if e["step"] > 2 and name in e] for t in (straight, trainer)]
+        assert values[0] == values[1]
+        assert len(values[0]) == 2
+
+
 def test_the_mean_price_of_the_kl_of_earlier_steps_is_part_of_the_baseline(saved_model, tokenizer, sgd_args):
-    """Leave-one-out advantages add up to 0: the mean of A is beta times (the running mean less the step's own KL)."""
+    """Leave-one-out advantages add up to 0: the mean of A is beta (1 + running mean of earlier KLs - the step's "
+    "own)."""
     args = {**sgd_args, "beta": 0.3, "max_steps": 4, "learning_rate": 0.02}
     steps = [e for e in run(saved_model, tokenizer, Recorder(), args).state.log_history if "kl" in e]
     total = count = 0.0
     for entry in steps:
         baseline = total / count if count else 0.0
-        assert_close(entry["advantage"], 0.3 * (baseline - entry["kl"]), rtol=1e-4, atol=1e-6)
+        assert_close(entry["advantage"], 0.3 * (1 + baseline - entry["kl"]), rtol=1e-4, atol=1e-6)
         total, count = 0.9 * total + entry["kl"], 0.9 * count + 1
     assert abs(steps[-1]["kl"]) > 0.01
 

@@ -15,7 +15,7 @@ from online_sft.ledger import bias_ledger
 from online_sft.method import Method
 from online_sft.verification import verify, verify_each_option
 
-GROUPLESS = ["none", "constant", "running_mean"]
+GROUPLESS = ["none", "constant", "running_mean", "optimal"]
 STALE = {"stale_samples": True}
 
 # Every option of the ledger, with a value that binds on the enumerable policy.
@@ -122,7 +122,8 @@ def test_a_baseline_lowers_the_noise_and_leaving_one_out_of_two_costs_some_of_th
 def test_a_baseline_of_the_kl_lowers_the_noise_and_biases_nothing(beta):
     @dataclass(frozen=True)
     class WithoutKLBaseline(Method):
-        has_kl_baseline = False
+        def kl_baseline(self, mean_price):
+            return 0.0
 
     kept, dropped = verify(Method(beta=beta)), verify(WithoutKLBaseline(beta=beta))
     assert kept.relative_bias < 1e-10
@@ -156,7 +157,7 @@ def test_it_equals_a_loop_over_all_groups_of_two(options):
     mask = policy.mask * ~policy.is_truncated.unsqueeze(1) if method.mask_truncated_completions else policy.mask
     s, s_ref = (policy.log_probs(x, method.temperature).sum(-1) for x in (policy.logits, policy.ref_logits))
     lengths = policy.mask.sum(1) if method.normalize_logprob_by_length else 1
-    mean_price = method.beta * (q * (s - s_ref) / lengths).sum(1).mean()
+    kl_baseline = method.beta * (1 + (q * (s - s_ref) / lengths).sum(1).mean())
     mean, square, total = torch.zeros_like(exact), 0.0, 0.0
     for prompt in range(2):
         logits = policy.logits.clone().requires_grad_()
@@ -175,7 +176,7 @@ def test_it_equals_a_loop_over_all_groups_of_two(options):
                 ):
                     continue
                 leaf = log_probs[pair].detach().requires_grad_()
-                advantages = group_advantages(rewards, baseline, method.scale_rewards)[0] + mean_price
+                advantages = group_advantages(rewards, baseline, method.scale_rewards)[0] + kl_baseline
                 terms = method(
                     leaf, mask[pair], advantages, ref[pair] if method.beta else None,
                     sampler[pair] if method.is_off_policy else None,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from online_sft.group_advantages import group_advantages
+from online_sft.baselines import Baseline
+from online_sft.group_advantages import scaled_rewards
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
 from trainers.group_filter import replaced_degenerate_groups
@@ -115,7 +116,6 @@ class OnlineSFTTrainer(GRPOTrainer):
             for function, name in zip(placed_reward_models(self), self.reward_func_names, strict=True)
         ]
         self._method = args.method
-        self._baseline = self._method.baseline_function
         self._running = RunningBaselines(self.accelerator)
         self.add_callback(self._running)
         self._online_metrics = {mode: OnlineMetrics(self.accelerator) for mode in ("train", "eval")}
@@ -154,14 +154,14 @@ class OnlineSFTTrainer(GRPOTrainer):
         is_degenerate = None
         if self.model.training and self.args.filter_groups_enable:
             output, is_degenerate = self._filtered(output)
-        rewards = self.accelerator.gather(output.pop("rewards"))
-        advantages = self._own_part(self._advantages(rewards))
+        rewards = self.accelerator.gather(output["rewards"])
+        output |= {name: self._own_part(values) for name, values in self._compared(rewards).items()}
         if self.model.training:
-            self._running.reward = self._running.reward.after(rewards)
+            self._running.add_batch(rewards)
         if is_degenerate is not None:
-            advantages = advantages.masked_fill(is_degenerate.repeat_interleave(self.num_generations), torch.nan)
-        output["advantages"] = advantages
-        output["num_scored"] = self.accelerator.reduce((~advantages.isnan()).sum(), reduction="sum")
+            left_out = is_degenerate.repeat_interleave(self.num_generations)
+            output["advantages"] = output["advantages"].masked_fill(left_out, torch.nan)
+        output["num_scored"] = self.accelerator.reduce((~output["advantages"].isnan()).sum(), reduction="sum")
         return output
 
     def _sampled(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -169,18 +169,28 @@ class OnlineSFTTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         output["rewards"] = self._own_part(self._rewards)
         logged = self._logs["advantages"]  # TRL has just appended its own
-        advantages = self._advantages(self._rewards)
+        advantages = self._compared(self._rewards)["advantages"]
         for _ in range(min(len(logged), len(advantages))):  # it keeps one generation batch at most
             logged.pop()
         logged.extend(advantages.tolist())
         return output
 
-    def _advantages(self, rewards: Tensor) -> Tensor:
-        """r - b of all ranks' completions, over the spread if asked for; NaN where unscorable. [B] -> [B]."""
+    def _compared(self, rewards: Tensor) -> dict[str, Tensor]:
+        """Rewards of all ranks' completions, over their spread if asked for, the mean of the prompt's others, and r -
+        b.
+
+        [B] -> three times [B]; NaN where unscorable.
+        """
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
-        baseline = self._running.reward if self.args.baseline == "running_mean" else self._baseline
-        by_group = rewards.view(-1, num_generations)
-        return group_advantages(by_group, baseline, self.args.scale_rewards).flatten()
+        by_group = scaled_rewards(rewards.view(-1, num_generations), self.args.scale_rewards)
+        learnt: dict[str, Baseline] = {"running_mean": self._running.reward, "optimal": self._running.optimal}
+        baseline = learnt.get(self.args.baseline, self._method.baseline_function)
+        compared = {
+            "rewards": by_group,
+            "rewards_of_others": self._running.optimal.of_others(by_group),
+            "advantages": by_group - baseline(by_group),
+        }
+        return {name: values.flatten() for name, values in compared.items()}
 
     def _own_part(self, values: Tensor) -> Tensor:
         """This rank's part of a tensor over the completions of all ranks."""
@@ -249,12 +259,12 @@ class OnlineSFTTrainer(GRPOTrainer):
         written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
         # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
         sampler_log_probs = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
-        advantages = inputs["advantages"].nan_to_num()
-        if self._method.has_kl_baseline:
-            advantages = advantages + self._running.kl_price.value
+        kl_baseline = self._method.kl_baseline(self._running.kl_price.value)
+        advantages = inputs["advantages"].nan_to_num() + kl_baseline
         terms = self._method(log_probs, mask, advantages, inputs.get("ref_per_token_logps"), sampler_log_probs)
         if self.model.training:
-            self._running.add_kl_prices((advantages - terms.advantage)[written])
+            found = advantages - terms.advantage, inputs["rewards"], inputs["rewards_of_others"], terms.gradient_size
+            self._running.add(self.beta, *(values[written] for values in found))
         # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
         denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1

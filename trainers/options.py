@@ -60,10 +60,10 @@ class OnlineSFTOptions:
     baseline: str = field(
         default="leave_one_out",
         metadata={
-            "help": "What a reward is compared with: `none`, `constant` (`baseline_value`), `running_mean` (of earlier "
-            "batches), `leave_one_out` (mean of the other samples of the prompt) or `group_mean`. The first three "
-            "allow num_generations=1.",
-            "choices": ["none", "constant", "leave_one_out", "group_mean", "running_mean"],
+            "help": "What a reward is compared with: `optimal` (of least variance in earlier steps), `leave_one_out` "
+            "(mean of the other samples of the prompt), `group_mean`, `running_mean` (of earlier batches), `constant` "
+            "(`baseline_value`) or `none`. Only `leave_one_out` and `group_mean` need num_generations > 1.",
+            "choices": ["optimal", "leave_one_out", "group_mean", "running_mean", "constant", "none"],
         },
     )
     baseline_value: float = field(

@@ -8,29 +8,42 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from online_sft.baselines import RunningMean
+from online_sft.baselines import OptimalBaseline, RunningMean
+from online_sft.precision import float64
 
 __all__ = ["RunningBaselines"]
 
 
 class RunningBaselines(TrainerCallback, ExportableState):
-    """Running means of the reward, over batches, and of the price of the KL, over steps.
+    """Running means of the reward, over batches, and of the price of the KL, over steps, and the optimal baseline.
 
     Python floats, so JSON brings them back to the bit.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.reward = self.kl_price = RunningMean()
+        self.optimal = OptimalBaseline()
         self._accelerator = accelerator
-        self._of_this_step = torch.zeros(2, device=accelerator.device)  # sum and count of this rank's prices
+        self._of_this_step = self._nothing()  # of this rank
 
-    def add_kl_prices(self, prices: Tensor) -> None:
-        """beta (s - s_ref) of completions of this rank; they count from the next step on."""
-        self._of_this_step += torch.stack([prices.sum(), torch.tensor(float(len(prices)), device=prices.device)])
+    def add_batch(self, rewards: Tensor) -> None:
+        """Rewards of a batch of all ranks, NaN where there is none; they count from the next batch on."""
+        scored = float64(rewards[~rewards.isnan()])
+        self.reward = self.reward.after(scored.sum().item(), len(scored))
+
+    def add(self, beta: float, prices: Tensor, rewards: Tensor, of_others: Tensor, sizes: Tensor) -> None:
+        """Completions of this rank, each [B]; they count from the next step on.
+
+        prices: beta (s - s_ref). rewards: r over its spread. of_others: m of `OptimalBaseline`. sizes: g of it.
+        """
+        sums = OptimalBaseline.sums_of(sizes, of_others, rewards - prices - beta)
+        count = torch.tensor(float(len(prices)), device=prices.device)
+        self._of_this_step += float64(torch.cat([torch.stack([prices.sum(), count]), sums]))
 
     def state(self) -> dict[str, Any]:
         means = {"reward": self.reward, "kl_price": self.kl_price}
-        return {"args": {}, "attributes": {name: [mean.total, mean.count] for name, mean in means.items()}}
+        attributes = {name: [mean.total, mean.count] for name, mean in means.items()}
+        return {"args": {}, "attributes": {**attributes, "optimal": list(self.optimal.sums)}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -39,8 +52,12 @@ class RunningBaselines(TrainerCallback, ExportableState):
         # a checkpoint of TRL's trainer has none, and Trainer saves only what was there
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["attributes"]
         self.reward, self.kl_price = RunningMean(*saved["reward"]), RunningMean(*saved["kl_price"])
+        self.optimal = OptimalBaseline(tuple(saved["optimal"]))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        total, count = self._accelerator.reduce(self._of_this_step, reduction="sum")
-        self.kl_price = self.kl_price.after(total / count)  # NaN, which changes nothing, where none was added
-        self._of_this_step = torch.zeros_like(self._of_this_step)
+        price, count, *sums = self._accelerator.reduce(self._of_this_step, reduction="sum").tolist()
+        self.kl_price, self.optimal = self.kl_price.after(price, count), self.optimal.after(sums)
+        self._of_this_step = self._nothing()
+
+    def _nothing(self) -> Tensor:
+        return float64(torch.zeros(7, device=self._accelerator.device))
