@@ -28,9 +28,9 @@ class Method(Proposition3):
         sync_ref_model: the reference follows the policy.
     """
 
-    baseline: str = "leave_one_out"
+    baseline: str = "optimal"
     baseline_value: float = 0.0
-    num_generations: int = 8
+    num_generations: int = 2
     scale_rewards: str = "none"
     filter_groups_min_std: float | None = None
     temperature: float = 1.0

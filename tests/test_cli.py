@@ -73,7 +73,7 @@ def test_env_names_versions_and_paths(capsys):
         (["online", "--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
         (["online", "--output_dir", "out", "--use_cpu", "true"], "no reward: set --reward_funcs"),
         (["weighted", "--output_dir", "out", "--use_cpu", "true"], "no model: set --model_name_or_path"),
-        (["online", "--num_generations", "1"], "num_generations must be at least 2; got 1"),
+        (["online", "--num_generations", "1", "--baseline", "group_mean"], "num_generations must be at least 2; got 1"),
         (["online", "--use_cpu", "true", "--reward_funcs", "no.such"], "reward function 'no.such' cannot be imported"),
     ],
 )

@@ -50,13 +50,13 @@ def test_the_trainer_reaches_the_optimal_policy(saved_model, tokenizer, cpu_args
         **cpu_args,
         **options,
         beta=BETA,
-        max_steps=200,
-        per_device_train_batch_size=512,
+        max_steps=300,
+        per_device_train_batch_size=256,
         num_generations=32,
         max_completion_length=LENGTH,
-        optim="sgd",  # Adam's steps do not shrink with the gradient
-        learning_rate=0.1,
+        learning_rate=2e-3,
         lr_scheduler_type="linear",
+        adam_beta2=0.99,
     )
     data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS] * 8)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()

@@ -33,7 +33,7 @@ async def async_reward(completions, target, **columns):
 @pytest.fixture
 def args(cpu_args):
     sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6, "max_steps": 2}
-    return {**cpu_args, **sizes, "learning_rate": 1e-2}
+    return {**cpu_args, **sizes, "baseline": "leave_one_out", "learning_rate": 1e-2}
 
 
 def train(model, tokenizer, reward, args, data=PLAIN, **options):

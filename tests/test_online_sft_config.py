@@ -57,7 +57,7 @@ def test_what_does_not_works_with_single_samples(cpu_args, baseline):
             {"vllm_importance_sampling_clip_max": 2.0},
             "vllm_importance_sampling_clip_max=2.0 belongs to GRPO's loss.* Set importance_sampling_clip_max instead",
         ),
-        ({"baseline_value": 0.5}, "baseline_value=0.5 is for baseline=constant; got baseline=leave_one_out"),
+        ({"baseline_value": 0.5}, "baseline_value=0.5 is for baseline=constant; got baseline=optimal"),
         ({"clip_weight_value": 1.0}, "clip_weight_value=1.0 cuts the weight .* set estimator=prop3"),
         ({"generation_kwargs": {"temperature": 0.7}}, "generation_kwargs sets temperature"),
         (

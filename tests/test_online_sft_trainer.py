@@ -44,6 +44,7 @@ def sgd_args(cpu_args):
         "max_steps": 1,
         "per_device_train_batch_size": 8,
         "num_generations": 4,
+        "baseline": "leave_one_out",
         "max_completion_length": 6,
         "optim": "sgd",
         "learning_rate": 1.0,

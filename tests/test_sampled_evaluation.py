@@ -61,6 +61,7 @@ def noisy(completions, completion_ids, **columns):
 
 def online(model, tokenizer, args, data=HELD_OUT, **options):
     sizes = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 4, "max_steps": 3}
+    sizes["baseline"] = "leave_one_out"
     config = OnlineSFTConfig(**{**args, **sizes, "per_device_eval_batch_size": 2, **options})
     return OnlineSFTTrainer(model, noisy, config, data, eval_dataset=data.select([0]), processing_class=tokenizer)
 

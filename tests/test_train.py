@@ -24,7 +24,7 @@ TLDR = f"""
     --reward_model_path "tiny/gpt_neox_reward"
     --total_episodes 128
     --per_device_train_batch_size 16
-    {HERE} --response_length 2 --logging_steps 1
+    {HERE} --response_length 2 --logging_steps 1 --num_generations 8
 """
 MATH = f"""
     --task_type math

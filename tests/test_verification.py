@@ -118,6 +118,15 @@ def test_a_baseline_lowers_the_noise_and_leaving_one_out_of_two_costs_some_of_th
     assert noise["running_mean"] < noise["leave_one_out"] < noise["none"]
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_optimal_baseline_has_the_least_noise_of_all(seed, beta):
+    names = ("optimal", "none", "running_mean", "leave_one_out", "group_mean")
+    noise = {name: verify(Method(baseline=name, num_generations=2, beta=beta), seed).noise for name in names}
+    noise["group_mean"] *= 4  # half the gradient
+    assert min(noise, key=noise.__getitem__) == "optimal"
+
+
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_a_baseline_of_the_kl_lowers_the_noise_and_biases_nothing(beta):
     @dataclass(frozen=True)
@@ -125,9 +134,30 @@ def test_a_baseline_of_the_kl_lowers_the_noise_and_biases_nothing(beta):
         def kl_baseline(self, mean_price):
             return 0.0
 
-    kept, dropped = verify(Method(beta=beta)), verify(WithoutKLBaseline(beta=beta))
+    options = {"beta": beta, "baseline": "leave_one_out", "num_generations": 8}
+    kept, dropped = verify(Method(**options)), verify(WithoutKLBaseline(**options))
     assert kept.relative_bias < 1e-10
     assert kept.noise < 0.9 * dropped.noise
+
+
+def regression(policy, method, q, prices, log_ratio):
+    """Of r - beta (s - s_ref) - beta on the other reward of the pair, over all pairs, each with its weight."""
+    rows, targets, weights = [], [], []
+    probs = policy.log_probs(policy.logits).exp()
+    sizes = ((1 - probs).square() * policy.mask).sum(-1) * (log_ratio.exp().square() if method.stale_samples else 1)
+    if method.normalize_logprob_by_length:
+        sizes = sizes / policy.mask.sum(1).square()
+    for prompt in range(2):
+        for own in range(40):
+            for other in range(40):
+                rows.append([policy.rewards[prompt, other].item(), 1.0])
+                targets.append((policy.rewards[prompt, own] - prices[prompt, own] - method.beta).item())
+                weights.append((q[prompt, own] * q[prompt, other] * sizes[prompt, own]).item())
+    root = torch.tensor(weights, dtype=torch.float64).sqrt()
+    design = torch.tensor(rows, dtype=torch.float64) * root.unsqueeze(1)
+    slope, intercept = torch.linalg.lstsq(design, torch.tensor(targets, dtype=torch.float64) * root).solution.tolist()
+    assert 0 < slope < 1
+    return lambda rewards: slope * rewards.flip(1) + intercept
 
 
 @pytest.mark.parametrize(
@@ -140,12 +170,14 @@ def test_a_baseline_of_the_kl_lowers_the_noise_and_biases_nothing(beta):
         {"filter_groups_min_std": 0.3, "beta": 0.2},
         {"stale_samples": True, "importance_sampling_clip_max": 1.2, "mask_truncated_completions": True},
         {"temperature": 0.6, "normalize_logprob_by_length": True, "beta": 0.2},
+        {"baseline": "optimal", "beta": 0.2},
+        {"baseline": "optimal", "beta": 0.2, "normalize_logprob_by_length": True, "stale_samples": True},
     ],
     ids=str,
 )
 def test_it_equals_a_loop_over_all_groups_of_two(options):
     """Pair by pair, through autograd down to the logits."""
-    method = Method(**options, num_generations=2)
+    method = Method(**{"baseline": "leave_one_out", **options}, num_generations=2)
     policy = EnumerablePolicy.build(0)
     noise = torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     behaviour = policy.logits + (0.3 * noise if method.stale_samples else 0.0)
@@ -157,7 +189,10 @@ def test_it_equals_a_loop_over_all_groups_of_two(options):
     mask = policy.mask * ~policy.is_truncated.unsqueeze(1) if method.mask_truncated_completions else policy.mask
     s, s_ref = (policy.log_probs(x, method.temperature).sum(-1) for x in (policy.logits, policy.ref_logits))
     lengths = policy.mask.sum(1) if method.normalize_logprob_by_length else 1
-    kl_baseline = method.beta * (1 + (q * (s - s_ref) / lengths).sum(1).mean())
+    prices = method.beta * (s - s_ref) / lengths
+    kl_baseline = method.beta + (q * prices).sum(1).mean() if method.baseline != "optimal" else 0.0
+    if method.baseline == "optimal":
+        baseline = regression(policy, method, q, prices, s - policy.log_probs(behaviour).sum(-1))
     mean, square, total = torch.zeros_like(exact), 0.0, 0.0
     for prompt in range(2):
         logits = policy.logits.clone().requires_grad_()

@@ -99,7 +99,7 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
         self._resolve_response_length()
         single = self.num_generations == 1
         if single:
-            self.num_generations: int = _GroupOfOne(1)
+            self.num_generations = _GroupOfOne(1)
         super().__post_init__()
         if single:
             self.num_generations = 1

@@ -13,6 +13,7 @@ class OnlineSFTOptions:
         estimator: how the policy gradient is estimated: "prop3_stable" or "prop3" (`online_sft.estimators`).
         beta: price of the KL divergence from the reference model, in reward units per nat. 0 loads no reference.
         baseline: what a reward is compared with, a key of `online_sft.baselines.BASELINES`.
+        num_generations: samples of each prompt; 1 is possible where nothing compares within a group.
         baseline_value: the constant of `baseline="constant"`, in reward units.
         scale_rewards: what r - b is divided by: nothing ("none"), or the standard deviation of the prompt's ("group")
             or of all ("batch") samples, which changes the objective.
@@ -58,12 +59,19 @@ class OnlineSFTOptions:
         },
     )
     baseline: str = field(
-        default="leave_one_out",
+        default="optimal",
         metadata={
             "help": "What a reward is compared with: `optimal` (of least variance in earlier steps), `leave_one_out` "
             "(mean of the other samples of the prompt), `group_mean`, `running_mean` (of earlier batches), `constant` "
             "(`baseline_value`) or `none`. Only `leave_one_out` and `group_mean` need num_generations > 1.",
             "choices": ["optimal", "leave_one_out", "group_mean", "running_mean", "constant", "none"],
+        },
+    )
+    num_generations: int = field(
+        default=2,
+        metadata={
+            "help": "Samples of each prompt. Other prompts tell more than further samples of the same one; TRL's "
+            "default is 8."
         },
     )
     baseline_value: float = field(
