@@ -17,7 +17,7 @@ class Method(Proposition3):
     Args:
         baseline, baseline_value: `online_sft.baselines`.
         num_generations: samples of a prompt, G.
-        scale_rewards: `online_sft.group_advantages.REWARD_SCALES`.
+        scale_rewards: `online_sft.group_rewards.REWARD_SCALES`.
         filter_groups_min_std: groups of a smaller or equal spread are replaced; None keeps all.
         temperature: of sampling and scoring.
         top_p, top_k, min_p, repetition_penalty: of sampling alone.

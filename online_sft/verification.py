@@ -12,7 +12,7 @@ from torch import Tensor
 
 from online_sft.baselines import Baseline, OptimalBaseline, RunningMean, leave_one_out
 from online_sft.enumeration import EnumerablePolicy, sampler_logits
-from online_sft.group_advantages import degenerate_groups, group_advantages, scaled_rewards
+from online_sft.group_rewards import degenerate_groups, scaled_rewards
 from online_sft.ledger import bias_ledger
 from online_sft.method import Method
 from online_sft.proposition3 import CompletionLoss
@@ -90,17 +90,19 @@ class _Enumeration:
         return (ways + torch.special.xlogy(counts, self.level_probs.unsqueeze(1)).sum(2)).exp()
 
     @cached_property
-    def rewards(self) -> Tensor:
-        """Of each group, in the order of the levels. [C, G]"""
+    def groups(self) -> Tensor:
+        """Rewards of each group, in the order of the levels. [C, G]"""
         return torch.stack([self.values.repeat_interleave(c) for c in self.counts])
+
+    @cached_property
+    def rewards(self) -> Tensor:
+        """The same over their spread, if asked for; each group is a batch of its own."""
+        return torch.cat([scaled_rewards(group, self.method.scale_rewards) for group in self.groups.unsqueeze(1)])
 
     @cached_property
     def advantages(self) -> Tensor:
         """r - b of a sample of each level in each group; 0 where the group has none. [C, L]"""
-        baseline = self.baseline
-        groups = self.rewards.unsqueeze(1)  # each is a batch of its own
-        advantages = torch.cat([group_advantages(group, baseline, self.method.scale_rewards) for group in groups])
-        return self.by_level(advantages)
+        return self.by_level(torch.cat([group - self.baseline(group) for group in self.rewards.unsqueeze(1)]))
 
     @cached_property
     def baseline(self) -> Baseline:
@@ -114,13 +116,11 @@ class _Enumeration:
 
     def sums_of_the_optimal_baseline(self) -> Tensor:
         """Expectations of g, g m, g m^2, g a and g a m, group by group and level by level."""
-        groups = self.rewards.unsqueeze(1)  # each is a batch of its own
-        rewards = torch.cat([scaled_rewards(group, self.method.scale_rewards) for group in groups])
         terms = self.terms()
         prices = -terms.advantage.view_as(self.probs)
         sizes = terms.gradient_size.view_as(self.probs)
-        of_others = self.by_level(leave_one_out(rewards))  # [C, L]
-        own = self.by_level(rewards)
+        of_others = self.by_level(leave_one_out(self.rewards))  # [C, L]
+        own = self.by_level(self.rewards)
         sums = torch.zeros(5, dtype=torch.float64)
         for prompt, probs in enumerate(self.counts_probs):
             member = self.members(prompt)  # q(y | its level), [N, L]
@@ -168,7 +168,7 @@ class _Enumeration:
         groups = torch.arange(len(self.counts))
         if self.method.filter_groups_min_std is None:
             return groups
-        return groups[~degenerate_groups(self.rewards, self.method.filter_groups_min_std)]
+        return groups[~degenerate_groups(self.groups, self.method.filter_groups_min_std)]
 
     def result(self) -> Verification:
         exact = self.policy.exact_gradient(self.method.beta).flatten()

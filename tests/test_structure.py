@@ -18,7 +18,7 @@ import online_sft
 from online_sft.baselines import BASELINES
 from online_sft.denominators import DENOMINATORS
 from online_sft.estimators import ESTIMATORS
-from online_sft.group_advantages import REWARD_SCALES
+from online_sft.group_rewards import REWARD_SCALES
 from online_sft.importance import IMPORTANCE_SAMPLING_MODES
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import WEIGHTINGS

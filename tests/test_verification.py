@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from online_sft.baselines import RunningMean
+from online_sft.baselines import RunningMean, leave_one_out
 from online_sft.enumeration import EnumerablePolicy
-from online_sft.group_advantages import degenerate_groups, group_advantages
+from online_sft.group_rewards import degenerate_groups, scaled_rewards
 from online_sft.ledger import bias_ledger
 from online_sft.method import Method
 from online_sft.verification import verify, verify_each_option
@@ -211,7 +211,8 @@ def test_it_equals_a_loop_over_all_groups_of_two(options):
                 ):
                     continue
                 leaf = log_probs[pair].detach().requires_grad_()
-                advantages = group_advantages(rewards, baseline, method.scale_rewards)[0] + kl_baseline
+                scaled = scaled_rewards(rewards, method.scale_rewards)
+                advantages = (scaled - baseline(scaled))[0] + kl_baseline
                 terms = method(
                     leaf, mask[pair], advantages, ref[pair] if method.beta else None,
                     sampler[pair] if method.is_off_policy else None,
@@ -322,7 +323,7 @@ def test_sampled_steps_lead_to_the_optimal_policy_on_old_samples_too(num_updates
             sampler = policy.log_probs(logits).detach()
             drawn = sampler.sum(-1).exp().multinomial(512, replacement=True, generator=generator)  # [2, 512]
             rewards = policy.rewards.gather(1, drawn).view(-1, 4)
-            advantages = group_advantages(rewards, method.baseline_function).flatten()
+            advantages = (rewards - leave_one_out(rewards)).flatten()
             prompts = torch.arange(2).repeat_interleave(512)
             drawn = drawn.flatten()
         log_probs = policy.log_probs(logits)[prompts, drawn]

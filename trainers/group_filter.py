@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from online_sft.group_advantages import degenerate_groups
+from online_sft.group_rewards import degenerate_groups
 
 __all__ = ["FilteredBatch", "replace_rows", "replaced_degenerate_groups"]
 

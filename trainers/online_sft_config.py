@@ -10,7 +10,7 @@ from trl import GRPOConfig
 
 from online_sft.baselines import BASELINES, GROUP_BASELINES
 from online_sft.estimators import ESTIMATORS
-from online_sft.group_advantages import REWARD_SCALES
+from online_sft.group_rewards import REWARD_SCALES
 from online_sft.importance import IMPORTANCE_SAMPLING_MODES
 from online_sft.ledger import Bias, bias_ledger
 from online_sft.method import Method

@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from online_sft.baselines import Baseline
-from online_sft.group_advantages import scaled_rewards
+from online_sft.group_rewards import scaled_rewards
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
 from trainers.group_filter import replaced_degenerate_groups

@@ -5,33 +5,29 @@ import torch
 from torch.testing import assert_close
 from trl.trainer.utils import nanstd
 
-from online_sft.baselines import leave_one_out, no_baseline
-from online_sft.group_advantages import degenerate_groups, group_advantages
+from online_sft.group_rewards import degenerate_groups, scaled_rewards
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, math.nan, 5.0, 5.0]])
 
 
-def test_without_a_scale_an_advantage_is_reward_minus_baseline():
-    expected = torch.tensor([[2 / 3, -2 / 3, -2 / 3, 2 / 3], [-3.0, math.nan, 1.5, 1.5]])
-    assert_close(group_advantages(REWARDS, leave_one_out), expected, equal_nan=True)
+def test_without_a_scale_rewards_stay_as_they_are():
+    assert_close(scaled_rewards(REWARDS), REWARDS, equal_nan=True, rtol=0, atol=0)
 
 
 def test_the_group_scale_divides_by_each_groups_spread_as_trl_computes_it():
     expected = REWARDS / (nanstd(REWARDS, dim=1, keepdim=True) + 1e-4)
-    assert_close(group_advantages(REWARDS, no_baseline, "group"), expected, equal_nan=True)
+    assert_close(scaled_rewards(REWARDS, "group"), expected, equal_nan=True)
 
 
 def test_the_batch_scale_divides_by_the_spread_of_all_samples():
-    expected = REWARDS / (nanstd(REWARDS) + 1e-4)
-    assert_close(group_advantages(REWARDS, no_baseline, "batch"), expected, equal_nan=True)
+    assert_close(scaled_rewards(REWARDS, "batch"), REWARDS / (nanstd(REWARDS) + 1e-4), equal_nan=True)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch"])
-def test_equal_rewards_and_single_ones_have_finite_advantages(scale):
-    rewards = torch.tensor([[1.0, 1.0], [1.0, math.nan]])
-    advantages = group_advantages(rewards, leave_one_out, scale)
-    assert_close(advantages[0], torch.zeros(2))
-    assert advantages[1, 0].isfinite()
+def test_equal_rewards_and_single_ones_stay_finite_and_equal(scale):
+    scaled = scaled_rewards(torch.tensor([[1.0, 1.0], [1.0, math.nan]]), scale)
+    assert scaled[~scaled.isnan()].tolist() == [scaled[0, 0].item()] * 3
+    assert scaled[0, 0].isfinite()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rewards of groups become advantages: over a spread if asked for, less a baseline; and which groups say nothing.
+"""Rewards of groups: over their spread, if asked for, and which groups say nothing.
 
 [P, G]: P prompts, G samples of each; NaN is a reward that could not be given.
 """
@@ -8,9 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from online_sft.baselines import Baseline
-
-__all__ = ["REWARD_SCALES", "degenerate_groups", "group_advantages", "scaled_rewards"]
+__all__ = ["REWARD_SCALES", "degenerate_groups", "scaled_rewards"]
 
 _EPSILON = 1e-4  # TRL's, below any spread that rewards have
 
@@ -37,12 +35,6 @@ def scaled_rewards(rewards: Tensor, scale: str = "none") -> Tensor:
     prompt's or of all samples, as GRPO does: another objective.
     """
     return rewards / REWARD_SCALES[scale](rewards)
-
-
-def group_advantages(rewards: Tensor, baseline: Baseline, scale: str = "none") -> Tensor:
-    """r / spread - b, b the baseline of r / spread. [P, G] -> [P, G], NaN where the reward is."""
-    rewards = scaled_rewards(rewards, scale)
-    return rewards - baseline(rewards)
 
 
 def degenerate_groups(rewards: Tensor, min_std: float = 0.0) -> Tensor:
