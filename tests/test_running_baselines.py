@@ -38,9 +38,9 @@ def test_the_price_is_the_mean_over_completions_and_the_regression_is_of_reward_
 
 def test_a_step_without_completions_changes_no_mean_and_older_steps_count_less(running):
     end_of_step(running)
-    before = running.kl_price.value, running.optimal.slope_and_intercept
+    before = running.kl_price.value, *running.optimal.slope_and_intercept
     end_of_step(running)
-    assert (running.kl_price.value, running.optimal.slope_and_intercept) == pytest.approx(before)
+    assert (running.kl_price.value, *running.optimal.slope_and_intercept) == pytest.approx(before)
     running.add(0.25, torch.tensor([2.0] * 3), REWARDS, OTHERS, SIZES)
     end_of_step(running)
     assert running.kl_price.value == pytest.approx((0.81 * 0.6 + 6) / (0.81 * 3 + 3))
