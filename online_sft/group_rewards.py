@@ -45,8 +45,9 @@ def degenerate_groups(rewards: Tensor, min_std: float = 0.0) -> Tensor:
     scored = ~rewards.isnan()
     centred = rewards - rewards.nanmean(1, keepdim=True)
     std = (centred.square().nansum(1) / scored.sum(1).clamp(min=1)).sqrt()
+    # the mean of equal float32 numbers need not be that number; without a reward the spread is 0
     equal = rewards.nan_to_num(-torch.inf).amax(1) == rewards.nan_to_num(torch.inf).amin(1)
-    return (scored.sum(1) < 2) | equal | (std <= min_std)
+    return equal | (std <= min_std)
 
 
 def _variance(rewards: Tensor, dim: int) -> Tensor:
