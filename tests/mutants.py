@@ -150,7 +150,7 @@ MUTANTS = [
     ("the resume of the running mean", "trainers/running_baselines.py", 'RunningMean(*saved["reward"])', "RunningMean()", IN_ONLINE),
     ("the price of the KL in the baseline", "online_sft/method.py", "return mean_price + self.beta", "return self.beta", IN_ONLINE),
     ("the pathwise beta in the baseline", "online_sft/method.py", "return mean_price + self.beta", "return mean_price", IN_ONLINE),
-    ("the KL's baseline in the loss", ONLINE, ".nan_to_num() + kl_baseline", ".nan_to_num()", IN_ONLINE),
+    ("the KL's baseline in the advantages", ONLINE, 'output["advantages"] += self._method', "_ = self._method", IN_ONLINE),
     ("earlier steps of the baselines", "trainers/running_baselines.py", "self._of_this_step = self._nothing()\n\n    def _nothing", "pass\n\n    def _nothing", IN_ONLINE),
     ("the resume of the optimal baseline", "trainers/running_baselines.py", 'OptimalBaseline(tuple(saved["optimal"]))', "OptimalBaseline()", IN_ONLINE),
     ("the weights of the regression", BASELINES, "g, m, a = weights, of_others, values", "g, m, a = torch.ones_like(weights), of_others, values", "baselines"),

@@ -156,6 +156,7 @@ class OnlineSFTTrainer(GRPOTrainer):
             output, is_degenerate = self._filtered(output)
         rewards = self.accelerator.gather(output["rewards"])
         output |= {name: self._own_part(values) for name, values in self._compared(rewards).items()}
+        output["advantages"] += self._method.kl_baseline(self._running.kl_price.value)
         if self.model.training:
             self._running.add_batch(rewards)
         if is_degenerate is not None:
@@ -176,10 +177,9 @@ class OnlineSFTTrainer(GRPOTrainer):
         return output
 
     def _compared(self, rewards: Tensor) -> dict[str, Tensor]:
-        """Rewards of all ranks' completions, over their spread if asked for, the mean of the prompt's others, and r -
-        b.
+        """Of all ranks' completions: rewards (over their spread if asked for), the mean of the prompt's others, r - b.
 
-        [B] -> three times [B]; NaN where unscorable.
+        [B] -> three times [B]; NaN where unscorable. All from what was learnt before these completions.
         """
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
         by_group = scaled_rewards(rewards.view(-1, num_generations), self.args.scale_rewards)
@@ -259,8 +259,7 @@ class OnlineSFTTrainer(GRPOTrainer):
         written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
         # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
         sampler_log_probs = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
-        kl_baseline = self._method.kl_baseline(self._running.kl_price.value)
-        advantages = inputs["advantages"].nan_to_num() + kl_baseline
+        advantages = inputs["advantages"].nan_to_num()
         terms = self._method(log_probs, mask, advantages, inputs.get("ref_per_token_logps"), sampler_log_probs)
         if self.model.training:
             found = advantages - terms.advantage, inputs["rewards"], inputs["rewards_of_others"], terms.gradient_size
