@@ -15,7 +15,7 @@ class OnlineSFTOptions:
         baseline: what a reward is compared with, a key of `online_sft.baselines.BASELINES`.
         num_generations: samples of each prompt; 1 is possible where nothing compares within a group.
         baseline_value: the constant of `baseline="constant"`, in reward units.
-        scale_rewards: what r - b is divided by: nothing ("none"), or the standard deviation of the prompt's ("group")
+        scale_rewards: what r is divided by: nothing ("none"), or the standard deviation of the prompt's ("group")
             or of all ("batch") samples, which changes the objective.
         normalize_logprob_by_length: the log-probs of a completion are divided by its tokens, which changes the
             objective.
@@ -80,8 +80,8 @@ class OnlineSFTOptions:
     scale_rewards: str = field(
         default="none",
         metadata={
-            "help": "Divide reward minus baseline by the standard deviation of the prompt's (`group`) or of all "
-            "(`batch`) samples: another objective. `none` does not.",
+            "help": "Divide rewards by the standard deviation of the prompt's (`group`) or of all (`batch`) samples: "
+            "another objective. `none` does not.",
             "choices": ["none", "group", "batch"],
         },
     )
