@@ -173,7 +173,7 @@ MUTANTS = [
     ("the rows of a group", FILTER, "groups.unsqueeze(1) * num_generations", "groups.unsqueeze(1)", "group_filter"),
     ("degenerate fresh groups", FILTER, "(~degenerate(fresh))", "(degenerate(fresh) | True)", "group_filter"),
     ("the seed of fresh prompts", ONLINE, "seeds=(self.args.seed, self.state.global_step, draws)", "seeds=(self.args.seed, id(self), draws)", "group_filter"),
-    ("the share of ranks in fresh prompts", PROMPTS, "generator=generator)[rank]", "generator=generator)[0]", "distributed"),
+    ("the share of ranks in fresh prompts", PROMPTS, "generator=generator)[rank]", "generator=generator)[0]", "prompts"),
     ("the same rounds on all ranks", FILTER, "accelerator.gather(is_degenerate.sum().view(1)).max()", "is_degenerate.sum()", "distributed"),
     ("stale samples", CONFIG, "% (self.steps_per_generation * self.num_iterations) != 0", "!= self.gradient_accumulation_steps", "online_sft_config"),
     ("episodes of several iterations", CONFIG, "self.total_episodes * self.num_iterations", "self.total_episodes", "online_sft_config"),
