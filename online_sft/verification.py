@@ -37,9 +37,9 @@ class Verification:
 def verify(method: Method, seed: int = 0) -> Verification:
     """Sums over every prompt, group and completion of `EnumerablePolicy.build(seed)`. Exact up to float64.
 
-    What cannot be listed is fixed: samples of an older policy come from logits that have
-    moved by 0.3 (another engine's: 0.05), running means are at the means, `scale_rewards="batch"` sees a batch of
-    one group, and groups that are filtered out find a replacement in the end.
+    What cannot be listed is fixed: samples of an older policy come from logits that have moved by 0.3 (another
+    engine's: 0.05), running means are at the means, `scale_rewards="batch"` sees a batch of one group, and groups that
+    are filtered out find a replacement in the end.
     """
     return _Enumeration(method, seed).result()
 
