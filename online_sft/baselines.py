@@ -84,8 +84,9 @@ class OptimalBaseline:
     slope is near 1; right answers that are likely have small g, which draws the intercept towards the rewards of
     others.
 
-    Unbiased: m_i does not know the sample's own reward, and slope and intercept are of earlier steps. The first batch
-    is compared with its own other samples. Without groups, m_i is a constant.
+    Unbiased: m_i does not know the sample's own reward, and slope and intercept are of earlier steps. The first step,
+    which has none before, is compared with its own other samples (`of_other_samples`). Without groups, m_i is a
+    constant.
 
     Args:
         sums: of g, g m, g m^2, g a and g a m over the samples of earlier steps, times decay^age.
@@ -121,6 +122,12 @@ class OptimalBaseline:
         """The baseline once the sums of a further step are in it."""
         decayed = (self.decay * old + new for old, new in zip(self.sums, sums, strict=True))
         return replace(self, sums=tuple(decayed))
+
+    @staticmethod
+    def of_other_samples(weights: Tensor, values: Tensor) -> Tensor:
+        """The optimal constant of the others in a batch: sum_{j != i} g_j a_j / sum_{j != i} g_j. [B], [B] -> [B]."""
+        others = (weights.sum() - weights).clamp(min=torch.finfo(weights.dtype).tiny)
+        return ((weights * values).sum() - weights * values) / others
 
     @staticmethod
     def sums_of(weights: Tensor, of_others: Tensor, values: Tensor) -> Tensor:

@@ -73,6 +73,13 @@ def fitted(weights, of_others, values):
     return OptimalBaseline().after(OptimalBaseline.sums_of(weights, of_others, values).tolist())
 
 
+def test_before_there_are_earlier_steps_it_is_the_weighted_mean_of_the_others():
+    g, a = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([6.0, 3.0, 9.0])
+    expected = torch.tensor([(6 + 27) / 5, (6 + 27) / 4, (6 + 6) / 3])
+    assert_close(OptimalBaseline.of_other_samples(g, a), expected)
+    assert_close(OptimalBaseline.of_other_samples(0 * g, a), torch.zeros(3))
+
+
 def test_the_optimal_baseline_is_the_weighted_regression_on_the_others():
     generator = torch.Generator().manual_seed(0)
     g, m, noise = (torch.rand(50, generator=generator, dtype=torch.float64) for _ in range(3))

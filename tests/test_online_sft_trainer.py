@@ -66,6 +66,14 @@ def sequence_log_prob(model, tokenizer, prompt, completion_ids):
     return sum(log_probs[len(prompt_ids) + t - 1, token] for t, token in enumerate(completion_ids))
 
 
+@torch.no_grad()
+def gradient_size(model, tokenizer, recorder, index):
+    """sum_t (1 - p_t)^2 of a completion."""
+    prompt_ids, ids = tokenizer(recorder.prompts[index])["input_ids"], recorder.completion_ids[index]
+    probs = model(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1].softmax(-1)
+    return sum((1 - probs[t, token].item()) ** 2 for t, token in enumerate(ids))
+
+
 def reinforce_gradient(model, tokenizer, recorder, *, baseline, beta, num_generations=4):
     """Gradient of -(1/N) sum_i (r_i - b_i) s_i at pi = pi_ref, over the N scored completions, in a loop.
 
@@ -78,6 +86,9 @@ def reinforce_gradient(model, tokenizer, recorder, *, baseline, beta, num_genera
         group = range(i - i % num_generations, i - i % num_generations + num_generations)
         others = [recorder.rewards[j] for j in group if j != i and recorder.rewards[j] is not None]
         compared_with = sum(others) / len(others) if baseline == "leave_one_out" else 0.0
+        if baseline == "optimal":  # the others of the whole batch, each with its weight
+            weights = {j: gradient_size(model, tokenizer, recorder, j) for j in scored if j != i}
+            compared_with = sum(g * recorder.rewards[j] for j, g in weights.items()) / sum(weights.values())
         s = sequence_log_prob(policy, tokenizer, recorder.prompts[i], recorder.completion_ids[i])
         pathwise = beta if baseline == "none" else 0.0
         loss = loss - (recorder.rewards[i] - compared_with - pathwise) * s / len(scored)
@@ -96,7 +107,7 @@ def assert_moved_by_gradient(trainer, policy):
 
 @pytest.mark.parametrize("estimator", ["prop3_stable", "prop3"])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-@pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "optimal"])
 def test_first_gradient_is_the_written_out_reinforce_gradient(
     saved_model, tokenizer, sgd_args, baseline, beta, estimator
 ):
@@ -178,11 +189,7 @@ def regression_of_the_first_step(model, tokenizer, recorder):
     """Slope and intercept of r on the mean of the prompt's others, each weighted by sum_t (1 - p_t)^2."""
     rewards = torch.tensor(recorder.rewards[:8], dtype=torch.float64).view(2, 4)
     others = (rewards.sum(1, keepdim=True) - rewards) / 3
-    sizes = []
-    for prompt, ids in zip(recorder.prompts[:8], recorder.completion_ids[:8], strict=True):
-        prompt_ids = tokenizer(prompt)["input_ids"]
-        probs = model(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1].softmax(-1)
-        sizes.append(sum((1 - probs[t, token].item()) ** 2 for t, token in enumerate(ids)))
+    sizes = [gradient_size(model, tokenizer, recorder, index) for index in range(8)]
     root = torch.tensor(sizes, dtype=torch.float64).sqrt()
     design = torch.stack([others.flatten(), torch.ones(8, dtype=torch.float64)], dim=1) * root.unsqueeze(1)
     slope, intercept = torch.linalg.lstsq(design, rewards.flatten() * root).solution.tolist()

@@ -1,6 +1,7 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from online_sft.baselines import Baseline
+from online_sft.baselines import Baseline, OptimalBaseline
 from online_sft.group_rewards import scaled_rewards
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
@@ -259,10 +260,22 @@ class OnlineSFTTrainer(GRPOTrainer):
         written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
         # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
         sampler_log_probs = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
+        loss_of = partial(
+            self._method,
+            log_probs,
+            mask,
+            ref_log_probs=inputs.get("ref_per_token_logps"),
+            sampler_log_probs=sampler_log_probs,
+        )
         advantages = inputs["advantages"].nan_to_num()
-        terms = self._method(log_probs, mask, advantages, inputs.get("ref_per_token_logps"), sampler_log_probs)
+        terms = loss_of(advantages)
+        prices = advantages - terms.advantage  # beta (s - s_ref)
+        if self._method.baseline == "optimal" and self._running.is_first_step and written.sum() > 1:
+            slopes = (inputs["rewards"] - prices - self.beta)[written]
+            baseline = OptimalBaseline.of_other_samples(terms.gradient_size[written], slopes)
+            terms = loss_of(advantages.masked_scatter(written, inputs["rewards"][written] - baseline))
         if self.model.training:
-            found = advantages - terms.advantage, inputs["rewards"], inputs["rewards_of_others"], terms.gradient_size
+            found = prices, inputs["rewards"], inputs["rewards_of_others"], terms.gradient_size
             self._running.add(self.beta, *(values[written] for values in found))
         # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
         denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes

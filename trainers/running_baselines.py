@@ -26,6 +26,11 @@ class RunningBaselines(TrainerCallback, ExportableState):
         self._accelerator = accelerator
         self._of_this_step = self._nothing()  # of this rank
 
+    @property
+    def is_first_step(self) -> bool:
+        """Whether nothing is known yet for the optimal baseline."""
+        return not self.optimal.sums[0]
+
     def add_batch(self, rewards: Tensor) -> None:
         """Rewards of a batch of all ranks, NaN where there is none; they count from the next batch on."""
         scored = float64(rewards[~rewards.isnan()])
