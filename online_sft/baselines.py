@@ -101,7 +101,7 @@ class OptimalBaseline:
         g, gm, gmm, ga, gam = self.sums
         mean_m, mean_a = gm / g, ga / g
         variance = gmm / g - mean_m**2
-        slope = (gam / g - mean_m * mean_a) / variance if variance > 1e-9 * max(1.0, mean_m**2) else 0.0
+        slope = (gam / g - mean_m * mean_a) / variance if variance > 1e-12 * max(1.0, mean_m**2) else 0.0
         slope = min(max(slope, 0.0), 1.0)
         return slope, mean_a - slope * mean_m
 

@@ -14,13 +14,14 @@ class Bias:
     """One option in force.
 
     `str()` is the sentence: the option with its value, what it does, often what to do instead. `without` are the fields
-    of `Method` that switch it off.
+    of `Method` that switch it off. What the enumerable policy cannot show is not `is_measured` by `online-sft verify`.
     """
 
     option: str
     value: object
     effect: str
     without: dict[str, Any] = field(hash=False)
+    is_measured: bool = True
 
     def __str__(self) -> str:
         return f"{self.option}={self.value}: {self.effect}"
@@ -50,7 +51,9 @@ def _of_the_sampler(method: Method) -> Iterator[Bias]:
                 f"biased, and no weight can bring back what is never seen; {name}={off} samples from the policy itself",
                 {name: off},
             )
-    if method.repetition_penalty != 1.0:
+    # vLLM reports the log-probs that it sampled with, so that importance weights correct what it may have sampled
+    is_corrected = method.use_vllm and method.importance_sampling_mode.startswith("sequence")
+    if method.repetition_penalty != 1.0 and not is_corrected:
         yield Bias(
             "repetition_penalty",
             method.repetition_penalty,
@@ -64,14 +67,51 @@ def _of_the_sampler(method: Method) -> Iterator[Bias]:
             "if they change which tokens are sampled, the log-probs are not those of the sampler and the gradient is "
             "biased",
             {"other_sampling_options": ()},
+            is_measured=False,
+        )
+    if not method.disable_dropout:
+        yield Bias(
+            "disable_dropout",
+            False,
+            "a model that has dropout samples without it and takes its log-probs and gradients with it",
+            {"disable_dropout": True},
+            is_measured=False,
+        )
+    if method.use_transformers_continuous_batching:
+        yield Bias(
+            "use_transformers_continuous_batching",
+            True,
+            "completions come from another engine, whose log-probs differ a little and are not reported: no importance "
+            "weight corrects it",
+            {"use_transformers_continuous_batching": False},
+            is_measured=False,
+        )
+    if method.rollout_func:
+        yield Bias(
+            "rollout_func",
+            True,
+            "completions are whatever it samples; importance weights correct them if it returns their `logprobs`",
+            {"rollout_func": False},
+            is_measured=False,
         )
 
 
 def _of_old_samples(method: Method) -> Iterator[Bias]:
+    if method.num_iterations > 1:
+        yield Bias(
+            "num_iterations",
+            method.num_iterations,
+            "after its first update on a batch the policy has been fitted to the same completions, which no importance "
+            "weight undoes; the bias grows with the learning rate and falls with the size of the batch",
+            {"num_iterations": 1},
+            is_measured=False,
+        )
     if not method.is_off_policy:
         return
     mode = method.importance_sampling_mode
-    source = "another engine's samples (use_vllm)" if method.use_vllm else "samples of an older policy"
+    source = "samples of an older policy"
+    if method.use_vllm or method.rollout_func:
+        source = "another engine's samples (use_vllm)" if method.use_vllm else "samples of rollout_func"
     if mode == "none":
         yield Bias(
             "importance_sampling_mode",
@@ -141,6 +181,7 @@ def _of_the_groups(method: Method) -> Iterator[Bias]:
             True,
             "the reference moves, so the KL is to an earlier policy, not to the start",
             {"sync_ref_model": False},
+            is_measured=False,
         )
 
 

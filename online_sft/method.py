@@ -23,7 +23,11 @@ class Method(Proposition3):
         top_p, top_k, min_p, repetition_penalty: of sampling alone.
         other_sampling_options: names of further options of the sampler.
         stale_samples: an optimizer step may lie between a sample and its use.
-        use_vllm: completions come from another engine.
+        num_iterations: updates on each batch of completions.
+        use_vllm: completions come from another engine, which reports the log-probs that it sampled with.
+        use_transformers_continuous_batching: completions come from another engine, which reports none.
+        rollout_func: completions come from a function of the user's.
+        disable_dropout: the policy that samples is the one whose log-probs are used.
         mask_truncated_completions: completions cut at the length limit get no gradient.
         sync_ref_model: the reference follows the policy.
     """
@@ -40,14 +44,18 @@ class Method(Proposition3):
     repetition_penalty: float = 1.0
     other_sampling_options: tuple[str, ...] = ()
     stale_samples: bool = False
+    num_iterations: int = 1
     use_vllm: bool = False
+    use_transformers_continuous_batching: bool = False
+    rollout_func: bool = False
+    disable_dropout: bool = True
     mask_truncated_completions: bool = False
     sync_ref_model: bool = False
 
     @property
     def is_off_policy(self) -> bool:
         """Whether completions come from anything but the policy as it is when their gradient is taken."""
-        return self.use_vllm or self.stale_samples
+        return self.use_vllm or self.rollout_func or self.stale_samples
 
     def kl_baseline(self, mean_price: float) -> float:
         """What is added to r - b, so that the slope of s is 0 in the mean: beta + mean of beta (s - s_ref).

@@ -39,19 +39,19 @@ def verify(method: Method, seed: int = 0) -> Verification:
 
     What cannot be listed is fixed: samples of an older policy come from logits that have moved by 0.3 (another
     engine's: 0.05), running means are at the means, `scale_rewards="batch"` sees a batch of one group, and groups that
-    are filtered out find a replacement in the end.
+    are filtered out find a replacement in the end. Entries of the ledger that are not `is_measured` are left out.
     """
     return _Enumeration(method, seed).result()
 
 
 def verify_each_option(method: Method, seed: int = 0) -> list[tuple[str, Verification]]:
-    """The method as it is, with each entry of its ledger alone, and without all of them."""
+    """The method as it is, with each measured entry of its ledger alone, and without all of them."""
     ledger = bias_ledger(method)
     exact = replace(method, **{name: off for bias in ledger for name, off in bias.without.items()})
     rows = [("as configured", method)]
-    for bias in ledger:
+    for bias in [bias for bias in ledger if bias.is_measured]:
         rows.append((f"only {bias.option}", replace(exact, **{name: getattr(method, name) for name in bias.without})))
-    if ledger:
+    if len(rows) > 1:
         rows.append(("none of them", exact))
     return [(name, verify(variant, seed)) for name, variant in rows]
 
@@ -64,11 +64,14 @@ class _Enumeration:
         self.policy = policy = EnumerablePolicy.build(seed)
         drift = _DRIFT_OF_AN_UPDATE * method.stale_samples + _DRIFT_OF_AN_ENGINE * method.use_vllm
         noise = torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-        self.behaviour = policy.logits + drift * noise
+        self.behaviour = policy.logits + drift * noise  # logits of whoever samples
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         options = {name: getattr(method, name) for name in names}
-        sampled = policy.log_probs(sampler_logits(policy, self.behaviour, **options)).sum(-1)
-        self.probs = sampled.exp()  # q(y), [P, N]
+        filtered = policy.log_probs(sampler_logits(policy, self.behaviour, **options))
+        self.probs = filtered.sum(-1).exp()  # q(y), [P, N]
+        # what the trainer is told of the sampler: vLLM reports what it sampled with, TRL scores without the filters
+        scored = policy.log_probs(self.behaviour, method.temperature)
+        self.reported = torch.where(filtered.isinf(), scored, filtered) if method.use_vllm else scored  # [P, N, T]
         self.values, self.levels = policy.rewards.unique(return_inverse=True)  # [L], [P, N]
         self.level_probs = torch.zeros(len(self.probs), len(self.values), dtype=torch.float64)
         self.level_probs.scatter_add_(1, self.levels, self.probs)  # [P, L]
@@ -148,7 +151,7 @@ class _Enumeration:
             policy.mask.repeat(len(self.probs), 1),
             torch.zeros(self.probs.numel(), dtype=torch.float64),
             log_probs(policy.ref_logits),
-            log_probs(self.behaviour) if method.is_off_policy else None,
+            self.reported.flatten(0, 1) if method.is_off_policy else None,
         )
 
     def by_level(self, of_groups: Tensor) -> Tensor:
@@ -216,7 +219,7 @@ class _Enumeration:
 
         log_probs = repeated(policy.log_probs(policy.logits, method.temperature)[prompt]).requires_grad_()
         reference = repeated(policy.log_probs(policy.ref_logits, method.temperature)[prompt])
-        sampler = repeated(policy.log_probs(self.behaviour, method.temperature)[prompt])
+        sampler = repeated(self.reported[prompt])
         terms = method(
             log_probs,
             repeated(mask),

@@ -38,6 +38,8 @@ def print_verification(rows: Rows, ledger: Sequence[Bias], beta: float, toleranc
     console.print(table)
     for bias in ledger:
         console.print(f"- {bias}", markup=False)
+    if unmeasured := [bias.option for bias in ledger if not bias.is_measured]:
+        console.print(f"not measured here: {', '.join(unmeasured)}", markup=False)
     measured = rows[0][1].relative_bias
     above = measured > tolerance
     console.print(f"bias {measured:.2g} is {'above' if above else 'within'} the tolerance of {tolerance:g}")
@@ -49,6 +51,9 @@ def write_verification(path: str, rows: Rows, ledger: Sequence[Bias], tolerance:
         "tolerance": tolerance,
         "within_tolerance": rows[0][1].relative_bias <= tolerance,
         "rows": [{"options": name, **asdict(row)} for name, row in rows],
-        "ledger": [{"option": bias.option, "value": bias.value, "effect": bias.effect} for bias in ledger],
+        "ledger": [
+            {"option": bias.option, "value": bias.value, "effect": bias.effect, "is_measured": bias.is_measured}
+            for bias in ledger
+        ],
     }
     Path(path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -111,6 +111,14 @@ def test_what_has_no_rows_that_can_be_told_is_refused():
         replace_rows(images, torch.tensor([1]), images, torch.tensor([0]), PAD)
 
 
+def test_batches_of_which_only_one_has_a_mask_are_not_merged():
+    old = batch([[1, 1]])
+    fresh = batch([[0, 1]]) | {"tool_mask": torch.ones(2, 3, dtype=torch.long)}
+    for pair in ((old, fresh), (fresh, old)):
+        with pytest.raises(ValueError, match="only one has tool_mask"):
+            replace_rows(pair[0], torch.tensor([1]), pair[1], torch.tensor([0]), PAD)
+
+
 # --- in the trainer
 
 PROMPTS = [f"{a} + {b} =" for a in range(4) for b in range(4)]
@@ -218,7 +226,7 @@ def test_batches_without_a_useful_group_are_zero_steps_and_stop_the_run_in_the_e
         trainer.train()
     assert trainer.state.global_step == 3
     assert Path("out/checkpoint-3").is_dir()
-    assert "training stops after step 2: in 3 batches in a row (filter_groups_patience) no group of 4" in caplog.text
+    assert "training stops after step 3: in 3 batches in a row (filter_groups_patience) no group of 4" in caplog.text
     steps = [entry for entry in trainer.state.log_history if "groups/empty_batches" in entry]
     assert [entry["groups/empty_batches"] for entry in steps] == [1, 2, 3]
     assert [(entry["loss"], entry["grad_norm"]) for entry in steps] == [(0, 0)] * 3

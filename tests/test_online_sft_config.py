@@ -57,6 +57,10 @@ def test_what_does_not_works_with_single_samples(cpu_args, baseline):
             {"vllm_importance_sampling_clip_max": 2.0},
             "vllm_importance_sampling_clip_max=2.0 belongs to GRPO's loss.* Set importance_sampling_clip_max instead",
         ),
+        (
+            {"vllm_importance_sampling_correction": False},
+            "vllm_importance_sampling_correction=False belongs to GRPO's loss.* Set importance_sampling_mode instead",
+        ),
         ({"baseline_value": 0.5}, "baseline_value=0.5 is for baseline=constant; got baseline=optimal"),
         ({"clip_weight_value": 1.0}, "clip_weight_value=1.0 cuts the weight .* set estimator=prop3"),
         ({"generation_kwargs": {"temperature": 0.7}}, "generation_kwargs sets temperature"),
@@ -92,6 +96,8 @@ def test_groups_that_are_filtered_must_lie_on_one_process(cpu_args):
             {"num_iterations": 2},
             "bias: importance_sampling_clip_max=3: importance ratios of samples of an older policy",
         ),
+        ({"num_iterations": 2}, "bias: num_iterations=2: .* fitted to the same completions"),
+        ({"disable_dropout": False}, "bias: disable_dropout=False"),
         ({"steps_per_generation": 2}, "bias: importance_sampling_clip_max=3"),
         ({"baseline": "group_mean", "beta": 0.1}, "bias: baseline=group_mean"),
         ({"scale_rewards": True}, "bias: scale_rewards=group"),
@@ -136,13 +142,15 @@ def test_every_field_of_the_method_comes_from_the_configuration(cpu_args):
         "repetition_penalty": 1.1,
         "mask_truncated_completions": True,
         "sync_ref_model": True,
+        "num_iterations": 2,
+        "use_transformers_continuous_batching": True,
+        "disable_dropout": False,
     }
     args = OnlineSFTConfig(
         **cpu_args,
         **changed,
         filter_groups_enable=True,
         filter_groups_min_std=0.2,
-        num_iterations=2,
         generation_kwargs={"typical_p": 0.5},
     )
     expected = Method(
@@ -150,7 +158,10 @@ def test_every_field_of_the_method_comes_from_the_configuration(cpu_args):
     )
     assert args.method == expected
     default, fields = Method(), vars(expected)
-    assert [name for name in fields if fields[name] == getattr(default, name)] == ["use_vllm"]
+    assert [name for name in fields if fields[name] == getattr(default, name)] == [
+        "use_vllm",  # which excludes continuous batching
+        "rollout_func",  # an argument of the trainer
+    ]
 
 
 @pytest.mark.parametrize(

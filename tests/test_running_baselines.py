@@ -54,3 +54,28 @@ def test_what_is_saved_brings_everything_back(running):
     state.stateful_callbacks["RunningBaselines"] = running.state()
     again.on_train_begin(None, state, TrainerControl())
     assert (again.reward, again.kl_price, again.optimal) == (running.reward, running.kl_price, running.optimal)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_leaves_the_baselines_as_they_were(running, bad):
+    end_of_step(running)
+    before = running.kl_price, running.optimal
+    running.add(0.25, torch.tensor([bad, 0.1, 0.1]), REWARDS, OTHERS, SIZES)
+    end_of_step(running)
+    assert (running.kl_price, running.optimal) == before
+    running.add(0.25, PRICES, REWARDS, OTHERS, SIZES)
+    end_of_step(running)
+    assert running.kl_price.value == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("shift", [1e3, 1e5])
+def test_a_constant_added_to_all_rewards_moves_the_baseline_by_it(shift):
+    others, own, baselines = torch.arange(8.0) % 3, torch.arange(8.0) % 2, []
+    for added in (0.0, shift):
+        running = RunningBaselines(Accelerator(cpu=True))
+        running.add(0.0, torch.zeros(8), others * 0.5 + own + added, others + added, torch.ones(8))
+        end_of_step(running)
+        slope, intercept = running.optimal.slope_and_intercept
+        baselines.append((slope, slope * (others.mean().item() + added) + intercept - added))
+    assert 0 < baselines[0][0] < 1
+    assert baselines[1] == pytest.approx(baselines[0], rel=1e-3)

@@ -18,7 +18,7 @@ from online_sft.verification import verify, verify_each_option
 GROUPLESS = ["none", "constant", "running_mean", "optimal"]
 STALE = {"stale_samples": True}
 
-# Every option of the ledger, with a value that binds on the enumerable policy.
+# Every measured option of the ledger, with a value that binds on the enumerable policy.
 BINDING = [
     {"temperature": 0.7},
     {"top_p": 0.9},
@@ -64,6 +64,21 @@ def test_with_an_empty_ledger_the_expected_gradient_is_exact(seed, mode, baselin
     result = verify(method, seed)
     assert result.relative_bias < 1e-10
     assert result.cosine > 1 - 1e-10
+
+
+@pytest.mark.parametrize("mode", ["sequence_truncate", "sequence_mask"])
+def test_a_repetition_penalty_is_corrected_where_the_engine_reports_what_it_sampled_with(mode):
+    method = Method(use_vllm=True, repetition_penalty=1.3, beta=0.1, importance_sampling_mode=mode)
+    assert bias_ledger(method) == []
+    assert verify(method).relative_bias < 1e-10
+    assert verify(replace(method, use_vllm=False)).relative_bias > 1e-3
+
+
+def test_what_the_policy_cannot_show_is_in_the_ledger_and_not_in_the_table():
+    method = Method(num_iterations=2, disable_dropout=False, sync_ref_model=True, rollout_func=True, top_p=0.9)
+    names = [bias.option for bias in bias_ledger(method) if not bias.is_measured]
+    assert names == ["disable_dropout", "rollout_func", "num_iterations", "sync_ref_model"]
+    assert [name for name, _ in verify_each_option(method)] == ["as configured", "only top_p", "none of them"]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])

@@ -93,8 +93,13 @@ def replace_rows(batch: Batch, places: Tensor, fresh: Batch, rows: Tensor, pad_t
     without rows stay.
 
     Raises:
-        ValueError: for a value that is no tensor, whose rows cannot be told.
+        ValueError: for a value that is no tensor, whose rows cannot be told, and values that only one of them has.
     """
+    if other := set(batch) ^ set(fresh):
+        raise ValueError(
+            f"filter_groups_enable cannot merge batches of which only one has {', '.join(sorted(other))}; have your "
+            "rollouts return it always, or set filter_groups_enable=False"
+        )
     num_rows = len(batch["rewards"])
     merged = dict(batch)
     for name, old in batch.items():

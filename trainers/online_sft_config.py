@@ -47,6 +47,7 @@ _OF_GRPOS_LOSS = (
     "vllm_importance_sampling_cap",
     "vllm_importance_sampling_clip_max",
     "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_correction",
     "vllm_importance_sampling_mode",
 )
 _INSTEAD = {
@@ -54,6 +55,7 @@ _INSTEAD = {
     "vllm_importance_sampling_cap": "importance_sampling_clip_max",
     "vllm_importance_sampling_clip_max": "importance_sampling_clip_max",
     "vllm_importance_sampling_clip_min": "importance_sampling_clip_min",
+    "vllm_importance_sampling_correction": "importance_sampling_mode",
     "vllm_importance_sampling_mode": "importance_sampling_mode",
 }
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -115,6 +117,7 @@ class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
         """What is optimised, and how."""
         same = {field.name for field in dataclasses.fields(Proposition3)} | {*_SAMPLING, "mask_truncated_completions"}
         same |= {"baseline", "baseline_value", "num_generations", "scale_rewards", "use_vllm", "sync_ref_model"}
+        same |= {"num_iterations", "use_transformers_continuous_batching", "disable_dropout"}
         values = {name: getattr(self, name) for name in same}
         values |= {"top_k": max(self.top_k or 0, 0), "min_p": self.min_p or 0.0}  # vLLM says -1 for "all tokens"
         return Method(

@@ -1,6 +1,7 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trl.trainer.utils import get_config_model_id
 
 from online_sft.baselines import Baseline, OptimalBaseline
 from online_sft.group_rewards import scaled_rewards
+from online_sft.ledger import bias_ledger
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
 from trainers.group_filter import replaced_degenerate_groups
@@ -116,7 +118,10 @@ class OnlineSFTTrainer(GRPOTrainer):
             checked(function, name)
             for function, name in zip(placed_reward_models(self), self.reward_func_names, strict=True)
         ]
-        self._method = args.method
+        self._method = replace(args.method, rollout_func=self.rollout_func is not None)
+        if self.rollout_func is not None and self.accelerator.is_main_process:
+            for bias in set(bias_ledger(self._method)) - set(args.bias_ledger()):
+                logger.warning("bias: %s", bias)
         self._running = RunningBaselines(self.accelerator)
         self.add_callback(self._running)
         self._online_metrics = {mode: OnlineMetrics(self.accelerator) for mode in ("train", "eval")}
@@ -128,7 +133,9 @@ class OnlineSFTTrainer(GRPOTrainer):
     ) -> Tensor:
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         missing = rewards_per_func.isnan()
-        unscorable = missing.any(dim=1) if self.args.unscorable_if == "any" else missing.all(dim=1)
+        # the overlong penalty, the last of them, never says None
+        graders = missing[:, :-1] if self.args.apply_overlong_penalty else missing
+        unscorable = missing.any(dim=1) if self.args.unscorable_if == "any" else graders.all(dim=1)
         if unscorable.all() and not missing.all():
             logger.warning(
                 "no completion of this batch can be scored: for each, at least one reward function returned None. If "
@@ -220,7 +227,7 @@ class OnlineSFTTrainer(GRPOTrainer):
                 "training stops after step %d: in %d batches in a row (filter_groups_patience) no group of %d samples "
                 "had rewards that differ, after %d rounds of fresh prompts each. Use easier or harder prompts, a "
                 "higher num_generations, or filter_groups_enable=False",
-                self.state.global_step,
+                self.state.global_step + 1,
                 self._empty_batches,
                 self.num_generations,
                 self.args.max_filter_retries,
@@ -306,4 +313,4 @@ class OnlineSFTTrainer(GRPOTrainer):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             with open(Path(self.args.output_dir) / "README.md", "a", encoding="utf-8") as card:
-                card.write(ledger_section(self.args))
+                card.write(ledger_section(self._method))

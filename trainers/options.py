@@ -35,6 +35,7 @@ class OnlineSFTOptions:
         filter_groups_min_std: a spread (population standard deviation) of at most this is "the same".
         max_filter_retries: rounds of fresh prompts; what is left then has no gradient.
         filter_groups_patience: training stops after as many batches in a row without one useful group.
+        disable_dropout: in the policy, so that it samples as it is scored. True, where TRL has False.
         unscorable_if: whether a completion is left out of baseline and loss when "any" or only when "all" of the reward
             functions return None for it.
         total_episodes: completions to train on, in place of `max_steps`.
@@ -149,6 +150,10 @@ class OnlineSFTOptions:
     filter_groups_patience: int = field(
         default=10,
         metadata={"help": "Stop training after so many batches in a row without one group that is not all the same."},
+    )
+    disable_dropout: bool = field(
+        default=True,
+        metadata={"help": "No dropout in the policy, which would sample without it and be scored with it."},
     )
     unscorable_if: str = field(
         default="any",

@@ -1,5 +1,6 @@
 """What online SFT remembers of earlier steps to compare with, saved in every checkpoint's trainer_state.json."""
 
+import math
 from typing import Any
 
 import torch
@@ -41,9 +42,10 @@ class RunningBaselines(TrainerCallback, ExportableState):
 
         prices: beta (s - s_ref). rewards: r over its spread. of_others: m of `OptimalBaseline`. sizes: g of it.
         """
+        # in float64 from the start: the regression takes differences of sums of squares
+        prices, rewards, of_others, sizes = map(float64, (prices, rewards, of_others, sizes))
         sums = OptimalBaseline.sums_of(sizes, of_others, rewards - prices - beta)
-        count = torch.tensor(float(len(prices)), device=prices.device)
-        self._of_this_step += float64(torch.cat([torch.stack([prices.sum(), count]), sums]))
+        self._of_this_step += torch.cat([torch.stack([prices.sum(), torch.ones_like(prices).sum()]), sums])
 
     def state(self) -> dict[str, Any]:
         means = {"reward": self.reward, "kl_price": self.kl_price}
@@ -61,7 +63,8 @@ class RunningBaselines(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         price, count, *sums = self._accelerator.reduce(self._of_this_step, reduction="sum").tolist()
-        self.kl_price, self.optimal = self.kl_price.after(price, count), self.optimal.after(sums)
+        if all(map(math.isfinite, (price, *sums))):  # a step that overflowed must not stay in the baselines for ever
+            self.kl_price, self.optimal = self.kl_price.after(price, count), self.optimal.after(sums)
         self._of_this_step = self._nothing()
 
     def _nothing(self) -> Tensor:
