@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["sums", "reverse", "sort"], choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS)[:4], choices=list(METHODS))
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.25e-4, 2.5e-4, 5e-4, 1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/efficiency"))
