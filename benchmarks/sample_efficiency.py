@@ -1,6 +1,6 @@
 """Samples to a target accuracy: OnlineSFTTrainer beside TRL's GRPOTrainer and RLOOTrainer.
 
-PYTHONPATH=. python benchmarks/sample_efficiency.py [--seeds 1 2 3 4 5] [--steps 150] [--methods ...] [--task sums]
+PYTHONPATH=. python benchmarks/sample_efficiency.py [--seeds 1 2 3 4 5] [--steps 150] [--methods ...]
 
 Everybody starts from the quickstart's imitation model (made here on first use), and gets the same problems, 256
 samples a step, temperature 1, no top_p, AdamW with a constant learning rate, and one update a batch. Learning rate and
@@ -20,26 +20,28 @@ Results are appended to OUTPUT_DIR/runs.jsonl, one line a run; a run that is the
 
 import argparse
 import json
+import random
 import re
 import statistics
 import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from tasks import TASKS, Sums, Task
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer
-from recipes.quickstart.__main__ import EVERYWHERE, IMITATION, SAMPLES_PER_STEP, Quickstart
-from recipes.quickstart.evaluate import MAX_NEW_TOKENS, accuracy, complete
+from recipes.quickstart.__main__ import EVERYWHERE, SAMPLES_PER_STEP
 
 TARGETS, EVERY = (0.7, 0.8, 0.9), 5
 AREA_STEPS, TUNING_STEPS = 50, 30
@@ -52,11 +54,11 @@ class Method:
     trainer: type[Trainer]
     config: type
     options: dict[str, Any] = field(default_factory=dict)
-    prepare: Callable[[Any], None] | None = None  # what an experiment changes in the trainer
     groups: tuple[int, ...] = GROUPS
 
 
 METHODS = {
+    "online SFT": Method(OnlineSFTTrainer, OnlineSFTConfig, {"baseline": "optimal"}, groups=(1, 2, 4)),
     "online SFT, none": Method(OnlineSFTTrainer, OnlineSFTConfig, {"baseline": "none"}),
     "TRL GRPO": Method(GRPOTrainer, GRPOConfig),
     "TRL RLOO": Method(RLOOTrainer, RLOOConfig, {"beta": 0.0}),
@@ -64,10 +66,10 @@ METHODS = {
 TIMED = {
     "TRL GRPO": METHODS["TRL GRPO"],
     "TRL RLOO": METHODS["TRL RLOO"],
-    "online SFT": METHODS["online SFT, none"],
+    "online SFT": METHODS["online SFT"],
     "TRL GRPO, beta 0.05": Method(GRPOTrainer, GRPOConfig, {"beta": 0.05}),
     "TRL RLOO, beta 0.05": Method(RLOOTrainer, RLOOConfig, {"beta": 0.05}),
-    "online SFT, beta 0.05": Method(OnlineSFTTrainer, OnlineSFTConfig, {"baseline": "none", "beta": 0.05}),
+    "online SFT, beta 0.05": Method(OnlineSFTTrainer, OnlineSFTConfig, {"baseline": "optimal", "beta": 0.05}),
 }
 
 
@@ -82,91 +84,50 @@ class Run:
     seed: int
 
 
-# A task turns whether an answer is right, and how near it is, into a reward: (right, completion, solution, rng).
-def plain(right: bool, completion: str, solution: str, rng: torch.Generator) -> float:
-    return float(right)
-
-
-@dataclass(frozen=True)
-class Task:
-    reward: Callable[[bool, str, str, torch.Generator], float] = plain
-    weaken: tuple[float, int] | None = None  # imitate demonstrations, this share of them wrong, for so many steps more
-    options: dict[str, Any] = field(default_factory=dict)
-    problems: int | None = None  # only the first so many
-
-
-TASKS = {"sums": Task()}
-
-
 class Bench:
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
-        self.quickstart = Quickstart(output_dir, seed=0, steps=None)
-        self.tokenizer = self.quickstart.tokenizer
         self.file = output_dir / "runs.jsonl"
+        self.tasks: dict[str, Task] = {}
         self.results: dict[Run, dict[str, Any]] = {}
         if self.file.exists():
             for line in self.file.read_text().splitlines():
                 result = json.loads(line)
                 self.results[Run(**result.pop("run"))] = result
 
-    def checkpoint(self, task: Task) -> Path:
-        """The quickstart's imitation model, seed 0; made where it is missing."""
-        folder = self.output_dir / "a_imitation"
-        if not (folder / "config.json").exists():
-            from recipes.quickstart.tiny_model import build_model
+    def task(self, name: str) -> Task:
+        if name not in self.tasks:
+            self.tasks[name] = TASKS[name](self.output_dir)
+        return self.tasks[name]
 
-            quickstart = self.quickstart
-            model = build_model(quickstart.tokenizer, seed=0)
-            quickstart.weighted(
-                folder.name, model, quickstart.evaluate(model), [1.0] * len(quickstart.grades), IMITATION
-            )
-        if task.weaken is None:
-            return folder
-        weaker = self.output_dir / "imitation_{}_{}".format(*task.weaken)
-        if not (weaker / "config.json").exists():
-            self.weaken(folder, weaker, *task.weaken)
-        return weaker
+    def run(self, run: Run, method: Method, steps: int, held_out: bool = False) -> dict[str, Any]:
+        """Trains, or finds the result of an earlier run that was at least as long or reached the target.
 
-    def weaken(self, start: Path, folder: Path, share_wrong: float, steps: int) -> None:
-        from recipes.quickstart.problems import flawed_demonstrations
-
-        quickstart = self.quickstart
-        demonstrations = quickstart.demonstrations, quickstart.grades
-        quickstart.demonstrations = flawed_demonstrations(
-            quickstart.problems.train, copies=3, share_wrong=share_wrong, seed=1
-        )
-        model = AutoModelForCausalLM.from_pretrained(start)
-        stage = {"max_steps": steps, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
-        weights = [1.0] * len(quickstart.demonstrations)
-        quickstart.weighted(folder.name, model, quickstart.evaluate(model), weights, stage)
-        quickstart.demonstrations, quickstart.grades = demonstrations
-
-    def run(
-        self, run: Run, method: Method, steps: int, area_steps: int = AREA_STEPS, held_out: bool = True
-    ) -> dict[str, Any]:
-        """Trains, or finds the result of an earlier run that was at least as long or reached the target."""
+        held_out: evaluate on the held-out problems (of the sums alone), and stop at the target.
+        """
         known = self.results.get(run)
-        if known and (len(known["accuracy"]) >= steps or (reached(known) and len(known["accuracy"]) >= area_steps)):
+        if known and (len(known["accuracy"]) >= steps or (held_out and reached(known))):
             return known
-        result = self.train(run, method, steps, area_steps, held_out)
+        result = self.train(run, method, steps, held_out)
         self.results[run] = result
         with self.file.open("a") as file:
             file.write(json.dumps({"run": asdict(run), **result}) + "\n")
-        area = statistics.mean(result["accuracy"][:area_steps])
-        print(f"{asdict(run)} steps {len(result['accuracy'])} area {area:.3f} samples {reached(result)}", flush=True)
+        shown = min(steps, AREA_STEPS)
+        print(
+            f"{asdict(run)} steps {len(result['accuracy'])} area {area(result, shown):.3f} samples {reached(result)}",
+            file=sys.stderr,
+            flush=True,
+        )
         return result
 
     def trainer(self, run: Run, method: Method, steps: int) -> tuple[Trainer, dict[str, list[float]]]:
-        task = TASKS[run.task]
-        quickstart = self.quickstart
-        folder = self.checkpoint(task)
+        task = self.task(run.task)
         curves: dict[str, list[float]] = {"accuracy": [], "reward": []}
-        rng = torch.Generator().manual_seed(run.seed)
+        rng = random.Random(run.seed)
 
-        def reward(completions: list[str], solution: list[str], index: list[int], **columns: Any) -> list[float]:
-            right = [grade == 1.0 for grade in quickstart.reward(completions, solution=solution, index=index)]
-            rewards = [task.reward(*row, rng) for row in zip(right, completions, solution, strict=True)]
+        def reward(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
+            columns = {name: columns[name] for name in task.train.column_names if name != "prompt"}
+            right, rewards = task.grades(completions, rng, **columns)
             curves["accuracy"].append(statistics.mean(right))
             curves["reward"].append(statistics.mean(rewards))
             return rewards
@@ -176,49 +137,35 @@ class Bench:
         args = method.config(
             output_dir=str(self.output_dir / "trainer"),
             per_device_train_batch_size=SAMPLES_PER_STEP,
-            max_completion_length=MAX_NEW_TOKENS,
+            max_completion_length=task.max_new_tokens,
             num_generations=run.group,
             learning_rate=run.rate,
             lr_scheduler_type="constant",
             seed=run.seed,
-            **{**settings, **task.options, **method.options},
+            **{**settings, **method.options, **task.options},
         )
-        problems = quickstart.problems.train
-        if task.problems:
-            problems = problems.select(range(task.problems))
         # the folder, not the model: with beta > 0 the reference is loaded from there
-        trainer = method.trainer(str(folder), reward, args, problems)
+        trainer = method.trainer(str(task.checkpoint(self.output_dir)), reward, args, task.train)
         trainer.remove_callback(PrinterCallback)
-        if method.prepare:
-            method.prepare(trainer)
         return trainer, curves
 
-    def train(self, run: Run, method: Method, steps: int, area_steps: int, held_out: bool) -> dict[str, Any]:
+    def train(self, run: Run, method: Method, steps: int, held_out: bool = False) -> dict[str, Any]:
         trainer, curves = self.trainer(run, method, steps)
         clock = Clock(trainer)
         trainer.add_callback(clock)
         if held_out:
-            trainer.add_callback(HeldOut(self, curves, area_steps))
+            trainer.add_callback(HeldOut(self.task(run.task), curves))
         trainer.train()
         result = {name: [round(value, 4) for value in values] for name, values in curves.items()}
-        result["entropy"] = [round(e["entropy"], 4) for e in trainer.state.log_history if "entropy" in e]
-        result["grad_norm"] = [round(e["grad_norm"], 4) for e in trainer.state.log_history if "grad_norm" in e]
+        for name in ("entropy", "grad_norm", "kl"):
+            result[name] = [round(entry[name], 4) for entry in trainer.state.log_history if name in entry]
         result["seconds"], result["generation"] = clock.seconds, clock.generation
         return result
 
-    def held_out_accuracy(self, model: Any) -> float:
-        problems = self.quickstart.problems.held_out
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            prompts = [prompt for prompt in problems["prompt"] for _ in range(2)]
-            return accuracy(complete(model, self.tokenizer, prompts, sample=True), problems, self.quickstart.reward)
-
-    def tune(self, task: str, name: str, method: Method, rates: Iterable[float]) -> Run:
+    def tune(self, name: str, method: Method, rates: Iterable[float]) -> Run:
         """The best learning rate and group size on seed 0 by the area under the first steps of the curve."""
-        points = [Run(task, name, rate, group, 0) for rate in rates for group in method.groups]
-        areas = {
-            point: area(self.run(point, method, TUNING_STEPS, TUNING_STEPS, False), TUNING_STEPS) for point in points
-        }
+        points = [Run("sums", name, rate, group, 0) for rate in rates for group in method.groups]
+        areas = {point: area(self.run(point, method, TUNING_STEPS), TUNING_STEPS) for point in points}
         return max(areas, key=areas.__getitem__)
 
 
@@ -248,16 +195,16 @@ class Clock(TrainerCallback):
 class HeldOut(TrainerCallback):
     """Sampled held-out accuracy every EVERY steps; stops the run that has reached the target."""
 
-    def __init__(self, bench: "Bench", curves: dict[str, list[float]], area_steps: int) -> None:
-        self.bench, self.curves, self.area_steps = bench, curves, area_steps
+    def __init__(self, task: Sums, curves: dict[str, list[float]]) -> None:
+        self.task, self.curves = task, curves
         curves["held_out"] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: object) -> None:
         if state.global_step % EVERY:
             return
-        self.curves["held_out"].append(self.bench.held_out_accuracy(model))
+        self.curves["held_out"].append(self.task.held_out_accuracy(model))
         model.train()
-        if state.global_step >= self.area_steps and reached(self.curves):
+        if state.global_step >= AREA_STEPS and reached(self.curves):
             control.should_training_stop = True
 
 
@@ -281,15 +228,15 @@ def spread(values: list[float], form: str) -> str:
     return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def compare(bench: Bench, task: str, names: list[str], seeds: list[int], steps: int, rates: list[float]) -> None:
-    best = {name: bench.tune(task, name, METHODS[name], rates) for name in names}
+def compare(bench: Bench, names: list[str], seeds: list[int], steps: int, rates: list[float]) -> None:
+    best = {name: bench.tune(name, METHODS[name], rates) for name in names}
     runs = {
-        name: [bench.run(Run(task, name, point.rate, point.group, seed), METHODS[name], steps) for seed in seeds]
+        name: [
+            bench.run(Run("sums", name, point.rate, point.group, seed), METHODS[name], steps, True) for seed in seeds
+        ]
         for name, point in best.items()
     }
-    print(
-        f"\n| {task} | rate, group | area, {AREA_STEPS} steps | {' | '.join(f'samples to {t:.0%}' for t in TARGETS)} |"
-    )
+    print(f"\n| | rate, group | area, {AREA_STEPS} steps | {' | '.join(f'samples to {t:.0%}' for t in TARGETS)} |")
     print("|---|---|---|" + "---|" * len(TARGETS))
     for name, results in runs.items():
         cells = [f"{best[name].rate:g}, {best[name].group}", spread([area(r) for r in results], ".3f")]
@@ -309,7 +256,7 @@ def time_steps(bench: Bench, rounds: int, steps: int) -> None:
     rest: dict[str, list[float]] = {name: [] for name in TIMED}
     for turn in range(rounds):
         for name, method in TIMED.items():
-            result = bench.train(Run("sums", name, 1e-4, 2, turn), method, steps, steps, held_out=False)
+            result = bench.train(Run("sums", name, 1e-4, 2, turn), method, steps)
             seconds[name] += result["seconds"][2:]
             rest[name] += [a - b for a, b in zip(result["seconds"][2:], result["generation"][2:], strict=True)]
     print("\n| | s/step (min to max) | to GRPO | s/step without generation | to GRPO |\n|---|---|---|---|---|")
@@ -337,7 +284,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--steps", type=int, default=150, help="at most so many a measured run (default: 150)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--task", default="sums", choices=list(TASKS))
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--timing_rounds", type=int, default=3, help="0 leaves the timing out")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/efficiency"))
@@ -348,7 +294,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1)
     print(f"commit {commit}, {cpu}, {torch.get_num_threads()} threads", flush=True)
-    compare(bench, options.task, options.methods, options.seeds, options.steps, options.rates)
+    compare(bench, options.methods, options.seeds, options.steps, options.rates)
     if options.timing_rounds:
         time_steps(bench, options.timing_rounds, steps=10)
 
