@@ -58,7 +58,8 @@ class Method:
 
 
 METHODS = {
-    "online SFT": Method(OnlineSFTTrainer, OnlineSFTConfig, {"baseline": "optimal"}, groups=(1, 2, 4)),
+    "online SFT": Method(OnlineSFTTrainer, OnlineSFTConfig, groups=(2,)),  # as it is by default
+    "online SFT, 1 sample a prompt": Method(OnlineSFTTrainer, OnlineSFTConfig, groups=(1,)),
     "online SFT, none": Method(OnlineSFTTrainer, OnlineSFTConfig, {"baseline": "none"}),
     "TRL GRPO": Method(GRPOTrainer, GRPOConfig),
     "TRL RLOO": Method(RLOOTrainer, RLOOConfig, {"beta": 0.0}),
@@ -69,7 +70,7 @@ TIMED = {
     "online SFT": METHODS["online SFT"],
     "TRL GRPO, beta 0.05": Method(GRPOTrainer, GRPOConfig, {"beta": 0.05}),
     "TRL RLOO, beta 0.05": Method(RLOOTrainer, RLOOConfig, {"beta": 0.05}),
-    "online SFT, beta 0.05": Method(OnlineSFTTrainer, OnlineSFTConfig, {"baseline": "optimal", "beta": 0.05}),
+    "online SFT, beta 0.05": Method(OnlineSFTTrainer, OnlineSFTConfig, {"beta": 0.05}),
 }
 
 

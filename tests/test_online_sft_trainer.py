@@ -425,6 +425,10 @@ def ones(completions, **columns):
     return [1.0] * len(completions)
 
 
+def counted(completions, **columns):
+    return [float(i) for i in range(len(completions))]
+
+
 @pytest.mark.parametrize(("unscorable_if", "unscored"), [("any", {0, 3, 5}), ("all", set())])
 def test_a_sample_that_one_function_cannot_score_is_left_out_though_another_can(
     model, tokenizer, sgd_args, unscorable_if, unscored
@@ -432,13 +436,15 @@ def test_a_sample_that_one_function_cannot_score_is_left_out_though_another_can(
     """The other function's reward alone would be half-way between right and wrong, in loss, baseline and metrics."""
     reward = Recorder(unscorable=lambda index: index in (0, 3, 5))
     args = {**sgd_args, "baseline": "none", "unscorable_if": unscorable_if, "log_completions": False}
-    trainer = run(model, tokenizer, [reward, ones], args)
-    sums = [1.0 + (r or 0.0) for i, r in enumerate(reward.rewards) if i not in unscored]
+    trainer = run(model, tokenizer, [reward, counted], args)
+    scored = [i for i in range(8) if i not in unscored]
+    sums = [i + (reward.rewards[i] or 0.0) for i in scored]
     entry = trainer.state.log_history[0]
     assert_close(entry["reward"], sum(sums) / len(sums))
     assert_close(entry["advantage"], sum(sums) / len(sums))
     assert entry["unscorable"] == len(unscored) / 8
-    assert entry["rewards/ones/mean"] == 1.0
+    assert_close(entry["rewards/counted/mean"], sum(scored) / len(scored))
+    assert_close(entry["rewards/counted/std"], torch.tensor(scored).float().std().item())
 
 
 def test_functions_that_take_turns_are_told_of_unscorable_if_all(model, tokenizer, sgd_args, caplog):
