@@ -37,14 +37,8 @@ EVERYWHERE = {
 DEMONSTRATIONS_PER_STEP, SAMPLES_PER_STEP = 128, 256
 IMITATION = {"max_steps": 1500, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_steps": 100}
 GRADED = {"max_steps": 300, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
-# Two samples of each of 128 problems a step. Proposition 3 needs no baseline.
-ONLINE = {
-    "max_steps": 400,
-    "learning_rate": 5e-4,
-    "lr_scheduler_type": "linear",
-    "num_generations": 2,
-    "baseline": "none",
-}
+# Two samples of each of 128 problems a step, by default.
+ONLINE = {"max_steps": 400, "learning_rate": 5e-4, "lr_scheduler_type": "linear"}
 
 
 def main() -> None:
