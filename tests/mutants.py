@@ -153,7 +153,7 @@ MUTANTS = [
     ("the KL's baseline in the advantages", ONLINE, 'output["advantages"] += self._method', "_ = self._method", IN_ONLINE),
     ("earlier steps of the baselines", "trainers/running_baselines.py", "self._of_this_step = self._nothing()\n\n    def _nothing", "pass\n\n    def _nothing", IN_ONLINE),
     ("the resume of the optimal baseline", "trainers/running_baselines.py", 'OptimalBaseline(tuple(saved["optimal"]))', "OptimalBaseline()", IN_ONLINE),
-    ("the optimal baseline of the first step", ONLINE, "and self._running.is_first_step and", "and False and", IN_ONLINE),
+    ("the optimal baseline of the first step", ONLINE, "and self._running.is_first_step:", "and False:", IN_ONLINE),
     ("the own sample in the first step's baseline", BASELINES, "(weights * values).sum() - weights * values", "(weights * values).sum()", "baselines"),
     ("the weights of the regression", BASELINES, "g, m, a = weights, of_others, values", "g, m, a = torch.ones_like(weights), of_others, values", "baselines"),
     ("the own reward in the regression", BASELINES, "return leave_one_out(rewards).masked_fill(alone, mean_m)", "return group_mean(rewards).masked_fill(alone, mean_m)", "baselines"),

@@ -108,12 +108,14 @@ def assert_moved_by_gradient(trainer, policy):
 @pytest.mark.parametrize("estimator", ["prop3_stable", "prop3"])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out", "optimal"])
+@pytest.mark.parametrize("micro_batches", [1, 4])
 def test_first_gradient_is_the_written_out_reinforce_gradient(
-    saved_model, tokenizer, sgd_args, baseline, beta, estimator
+    saved_model, tokenizer, sgd_args, micro_batches, baseline, beta, estimator
 ):
     before = copy.deepcopy(saved_model).double()
     recorder = Recorder()
     options = {"baseline": baseline, "beta": beta, "estimator": estimator}
+    options |= {"per_device_train_batch_size": 8 // micro_batches, "gradient_accumulation_steps": micro_batches}
     trainer = run(saved_model.double(), tokenizer, recorder, {**sgd_args, **options})
     assert len(set(recorder.rewards)) > 2, "the rewards must differ for this test to mean anything"
     assert_moved_by_gradient(trainer, reinforce_gradient(before, tokenizer, recorder, baseline=baseline, beta=beta))

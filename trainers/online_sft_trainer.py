@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from trl.trainer.utils import get_config_model_id
 from online_sft.baselines import Baseline, OptimalBaseline
 from online_sft.group_rewards import scaled_rewards
 from online_sft.ledger import bias_ledger
+from online_sft.precision import float64
+from online_sft.proposition3 import CompletionLoss
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
 from trainers.group_filter import replaced_degenerate_groups
@@ -170,8 +171,20 @@ class OnlineSFTTrainer(GRPOTrainer):
         if is_degenerate is not None:
             left_out = is_degenerate.repeat_interleave(self.num_generations)
             output["advantages"] = output["advantages"].masked_fill(left_out, torch.nan)
+        if self.model.training and self._method.baseline == "optimal" and self._running.is_first_step:
+            output["advantages"] = self._first_advantages(output)
         output["num_scored"] = self.accelerator.reduce((~output["advantages"].isnan()).sum(), reduction="sum")
         return output
+
+    @torch.no_grad()
+    def _first_advantages(self, output: dict[str, Any]) -> Tensor:
+        """r - b, b the optimal constant of all other samples of the batch: nothing has been learnt before them."""
+        log_probs, *_ = self._log_probs(self.model, output, batch_size=self.args.per_device_train_batch_size)
+        terms, prices, written = self._terms(log_probs, output)
+        values = float64(torch.stack([terms.gradient_size, output["rewards"] - prices - self.beta]))
+        sizes, slopes = self.accelerator.gather(values.masked_fill(~written, 0.0).T.contiguous()).T
+        baseline = self._own_part(OptimalBaseline.of_other_samples(sizes, slopes)).to(output["advantages"].dtype)
+        return torch.where(written, output["rewards"] - baseline, output["advantages"])
 
     def _sampled(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Completions and `rewards` of this rank's inputs, NaN where they cannot be scored."""
@@ -251,36 +264,10 @@ class OnlineSFTTrainer(GRPOTrainer):
         return self._sampled([dict(prompt) for prompt in prompts for _ in range(self.num_generations)])
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        completion_ids, mask = inputs["completion_ids"], inputs["completion_mask"]
-        log_probs, entropies, aux_loss = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], completion_ids], dim=1),
-            torch.cat([inputs["prompt_mask"], mask], dim=1),
-            completion_ids.size(1),
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs.get(name) for name in _MULTIMODAL_INPUTS},
+        log_probs, entropies, aux_loss = self._log_probs(
+            model, inputs, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
         )
-        if "tool_mask" in inputs:
-            mask = mask * inputs["tool_mask"]
-        scored = ~inputs["advantages"].isnan()
-        written = scored & mask.any(-1)  # not those that mask_truncated_completions has emptied
-        # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
-        sampler_log_probs = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
-        loss_of = partial(
-            self._method,
-            log_probs,
-            mask,
-            ref_log_probs=inputs.get("ref_per_token_logps"),
-            sampler_log_probs=sampler_log_probs,
-        )
-        advantages = inputs["advantages"].nan_to_num()
-        terms = loss_of(advantages)
-        prices = advantages - terms.advantage  # beta (s - s_ref)
-        if self._method.baseline == "optimal" and self._running.is_first_step and written.sum() > 1:
-            slopes = (inputs["rewards"] - prices - self.beta)[written]
-            baseline = OptimalBaseline.of_other_samples(terms.gradient_size[written], slopes)
-            terms = loss_of(advantages.masked_scatter(written, inputs["rewards"][written] - baseline))
+        terms, prices, written = self._terms(log_probs, inputs)
         if self.model.training:
             found = prices, inputs["rewards"], inputs["rewards_of_others"], terms.gradient_size
             self._running.add(self.beta, *(values[written] for values in found))
@@ -289,14 +276,39 @@ class OnlineSFTTrainer(GRPOTrainer):
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
         if self.model.training:  # `num_scored` spans the generation batch: take one optimizer step's share of it
             denominator = denominator * accumulation / self.args.steps_per_generation
-        loss = terms.loss.masked_fill(~scored, 0.0).sum() / denominator
-        means = {"entropy": (entropies, mask)}
+        loss = terms.loss.masked_fill(inputs["advantages"].isnan(), 0.0).sum() / denominator
+        means = {"entropy": (entropies, _policy_mask(inputs))}
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
             means["aux_loss"] = (aux_loss.view(1), torch.ones(1, device=loss.device))
         self._metrics_of_mode.add_means(means)
-        self._metrics_of_mode.add_completions(terms, written, off_policy=sampler_log_probs is not None)
+        self._metrics_of_mode.add_completions(terms, written, off_policy=_sampler_log_probs(inputs) is not None)
         return loss
+
+    def _log_probs(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, Any, Any]:
+        """Log-probs of the completions' tokens [B, T], and what `options` ask for."""
+        return self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            **options,
+            **{name: inputs.get(name) for name in _MULTIMODAL_INPUTS},
+        )
+
+    def _terms(self, log_probs: Tensor, inputs: dict[str, Any]) -> tuple[CompletionLoss, Tensor, Tensor]:
+        """The loss of each completion, its price of the KL beta (s - s_ref), and whether it counts. All [B]."""
+        mask = _policy_mask(inputs)
+        written = ~inputs["advantages"].isnan() & mask.any(-1)  # not those that mask_truncated_completions has emptied
+        advantages = inputs["advantages"].nan_to_num()
+        terms = self._method(
+            log_probs,
+            mask,
+            advantages,
+            ref_log_probs=inputs.get("ref_per_token_logps"),
+            sampler_log_probs=_sampler_log_probs(inputs),
+        )
+        return terms, advantages - terms.advantage, written
 
     @property
     def _metrics_of_mode(self) -> OnlineMetrics:
@@ -314,3 +326,15 @@ class OnlineSFTTrainer(GRPOTrainer):
         if self.is_world_process_zero():
             with open(Path(self.args.output_dir) / "README.md", "a", encoding="utf-8") as card:
                 card.write(ledger_section(self._method))
+
+
+def _policy_mask(inputs: dict[str, Any]) -> Tensor:
+    """1 at the tokens that the policy wrote: not at padding, nor at what tools said. [B, T]"""
+    mask: Tensor = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+
+
+def _sampler_log_probs(inputs: dict[str, Any]) -> Tensor | None:
+    """What the tokens were sampled with, [B, T]; None: with the policy as it is."""
+    # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
+    return inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
