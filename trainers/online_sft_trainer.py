@@ -1,6 +1,7 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from online_sft.precision import float64
 from online_sft.proposition3 import CompletionLoss
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
+from trainers.engine.checks import check_engine
+from trainers.engine.colocated import in_dtype_of_the_policy
+from trainers.engine.faults import ServerGuard
+from trainers.engine.rollouts import RolloutEngine, synced_rollouts
+from trainers.engine.weight_sync import WeightSync
 from trainers.group_filter import replaced_degenerate_groups
 from trainers.model_card import ledger_section
 from trainers.online_metrics import OnlineMetrics
@@ -63,7 +69,9 @@ class OnlineSFTTrainer(GRPOTrainer):
     the k1 estimate) and `kl_k3`, `weight/q05`, `q50`, `q95` (w = A/s), `unscorable` (a share); off-policy
     `importance/min`, `max`, `clipped` (share of tokens), `ess` (effective sample size, a share); per token: `entropy`
     (nats). With `filter_groups_enable`: `groups/kept`, `refilled`, `all_correct`, `all_wrong` (shares),
-    `sampled_per_kept`, `empty_batches` (a count). The value of `loss` means nothing: look at `reward` and `kl`.
+    `sampled_per_kept`, `empty_batches` (a count). With `use_vllm`: `weight_sync/probe_max_dlogp` (nats), `seconds` and
+    `gigabytes` a sync, `share_of_time`, `policy_version` (the step whose weights the engine has). The value of `loss`
+    means nothing: look at `reward` and `kl`.
 
     Overrides of `GRPOTrainer`, and why:
         __init__: refuses data and reward functions that cannot work before the model is loaded.
@@ -111,10 +119,12 @@ class OnlineSFTTrainer(GRPOTrainer):
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         check_prompts(train_dataset, reward_funcs, args, has_all_columns=not supplies_own_columns)
         reward_funcs = with_overlong_penalty(with_reward_models(reward_funcs, args, reward_processing_classes), args)
-        # no `reward_processing_classes`: reward models are functions now
-        super().__init__(
-            model, reward_funcs or None, args, train_dataset, eval_dataset, processing_class, None, *more, **options
-        )
+        check_engine(args, model)
+        with in_dtype_of_the_policy(self, args):
+            # no `reward_processing_classes`: reward models are functions now
+            super().__init__(
+                model, reward_funcs or None, args, train_dataset, eval_dataset, processing_class, None, *more, **options
+            )
         self.reward_funcs = [
             checked(function, name)
             for function, name in zip(placed_reward_models(self), self.reward_func_names, strict=True)
@@ -128,6 +138,26 @@ class OnlineSFTTrainer(GRPOTrainer):
         self._online_metrics = {mode: OnlineMetrics(self.accelerator) for mode in ("train", "eval")}
         self._draws = (0, 0)  # (optimizer step, how often fresh prompts were drawn in it)
         self._empty_batches = 0  # in a row
+        self._weight_sync: WeightSync | None = None
+        if self.use_vllm:
+            if self.vllm_mode == "server":
+                ServerGuard(self)
+            self._weight_sync = WeightSync(self)
+
+    def synced_rollouts(self) -> AbstractContextManager[RolloutEngine]:
+        """Completions of the policy as it is now, by whatever generates: transformers, continuous batching or vLLM.
+
+            with trainer.synced_rollouts() as engine:
+                rollouts = engine.generate(["2 + 2 ="], num_generations=4)
+
+        In the body the engine has the policy's weights, proven by the probe (`weight_sync_probe_every`); after it,
+        vLLM's memory is given back where `vllm_enable_sleep_mode` is on. A collective call, with all processes.
+
+        Raises:
+            WeightSyncError: the engine does not compute what the policy computes.
+            ServerLostError: the server does not answer.
+        """
+        return synced_rollouts(self)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
@@ -189,6 +219,9 @@ class OnlineSFTTrainer(GRPOTrainer):
     def _sampled(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Completions and `rewards` of this rank's inputs, NaN where they cannot be scored."""
         output = super()._generate_and_score_completions(inputs)
+        if self._weight_sync is not None:
+            mode = "train" if self.model.training else "eval"
+            self._weight_sync.look_at_rollouts(self._metrics[mode]["sampling/sampling_logp_difference/mean"])
         output["rewards"] = self._own_part(self._rewards)
         logged = self._logs["advantages"]  # TRL has just appended its own
         advantages = self._compared(self._rewards)["advantages"]
@@ -316,7 +349,10 @@ class OnlineSFTTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode] |= {name: [value] for name, value in self._online_metrics[mode].pop().items()}
+        ours = self._online_metrics[mode].pop()
+        if self._weight_sync is not None and mode == "train":
+            ours |= self._weight_sync.pop_metrics()
+        self._metrics[mode] |= {name: [value] for name, value in ours.items()}
         super().log(logs, start_time)
 
     def create_model_card(

@@ -1,0 +1,1 @@
+"""Generation by vLLM: starting it, bringing it the policy's weights, and proof that they arrived."""
