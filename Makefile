@@ -36,7 +36,7 @@ test-slow: $(INSTALLED) ## the slow tests and those that start several processes
 	@touch $@
 
 test-vllm: .venv-vllm/installed ## the tests with a real vLLM on the CPU, in an environment of its own; K=colocate is an option
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm $(if $(K),-k "$(K)")
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/test_vllm*.py $(if $(K),-k "$(K)")
 
 check: format lint types test ## the one command before a commit
 

@@ -375,7 +375,7 @@ def main() -> None:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "*_cache", "build"))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "*_cache", "build"))
         for mutant in MUTANTS:
             if wanted and not any(word in mutant[0] or word in mutant[1] for word in wanted):
                 continue
