@@ -75,8 +75,9 @@ def folder(request, model, tokenizer, tmp_path):
 
 @contextmanager
 def server(folder, log, **options):
-    """The base URL of `trl vllm-serve`."""
+    """The base URL and the process of `trl vllm-serve`."""
     port = options.pop("port", None) or vllm_worker.free_port()
+    command = [str(Path(sys.executable).parent / "trl"), "vllm-serve"]
     options = {
         "model": folder,
         "host": "127.0.0.1",
@@ -88,15 +89,20 @@ def server(folder, log, **options):
         "weight-transfer-config": '{"backend": "gloo"}',
         **options,
     }
-    command = [str(Path(sys.executable).parent / "trl"), "vllm-serve"]
     command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    with started(command, f"http://127.0.0.1:{port}", log) as process:
+        yield f"http://127.0.0.1:{port}", process
+
+
+@contextmanager
+def started(command, url, log):
+    """The process, once its server answers."""
     environment = {**os.environ, **ENVIRONMENT, "MASTER_PORT": str(vllm_worker.free_port())}
     with log.open("a") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        url = f"http://127.0.0.1:{port}"
         for _ in range(480):
             assert process.poll() is None, log.read_text()[-3000:]
             try:
@@ -106,7 +112,7 @@ def server(folder, log, **options):
                 time.sleep(0.5)
         else:
             pytest.fail(log.read_text()[-3000:])
-        yield url, process
+        yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
@@ -147,6 +153,7 @@ def test_after_training_the_engine_computes_what_the_policy_computes(mode, folde
         assert "error" not in result, result["error"]
         assert result["synced"]["same_tokens"]
         assert result["synced"]["max_dlogp"] < 1e-4
+        assert result["moved_by_sync"] == 0.0
         assert result["at_first"]["max_dlogp"] > 1e-2, "the policy has not moved, so this test says nothing"
         log = result["log"]
         assert [entry["weight_sync/policy_version"] for entry in log] == [0, 1, 2]

@@ -1,7 +1,8 @@
 """Trains with a real vLLM and reports what the engine computes then; the tests start it in a process of its own.
 
 python vllm_worker.py OUTPUT.json SPEC.json; the spec: {"model": folder, "url": of a server or null, "runs": [run]},
-a run: {"args": {...}, "lora": bool, "broken": how the sync is broken, or null}. One engine serves all runs.
+a run: {"args": {...}, "lora": bool, "broken": how the sync is broken, or null, "model": another folder, "resume": a
+checkpoint}. One engine serves all runs.
 """
 
 import json
@@ -45,7 +46,6 @@ def break_sync(how):
 def unbroken():
     """Everything that `break_sync` replaces, to put it back."""
     from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTuner
     from trl.generation.vllm_generation import VLLMGeneration
 
     saved = [(VLLMGeneration, name, getattr(VLLMGeneration, name)) for name in ("sync_weights", "_iter_named_params")]
@@ -56,7 +56,6 @@ def unbroken():
         for name in ("merge_adapter", "unmerge_adapter"):
             if name in vars(PeftModel):
                 delattr(PeftModel, name)
-        assert hasattr(BaseTuner, "merge_adapter")
 
     return put_back
 
@@ -106,15 +105,15 @@ def compared(trainer, model):
     return {"same_tokens": is_same, "max_dlogp": worst}
 
 
-def run(model, args, lora, broken):
+def run(model, args, lora, broken, resume=None):
     from transformers import AutoModelForCausalLM
 
-    put_back = unbroken()
+    put_back, trainer = unbroken(), None
     if broken:
         break_sync(broken)
     try:
         trainer = trainer_for(model, args, lora)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume)
         before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
         with trainer.synced_rollouts() as engine:
             rollouts = engine.generate(["2 + 2 =", "1 + 3 ="], num_generations=2)
@@ -132,7 +131,7 @@ def run(model, args, lora, broken):
         result = {"error": f"{type(error).__name__}: {error}"}
     finally:
         put_back()
-    result["log"] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    result["log"] = [entry for entry in trainer.state.log_history if "loss" in entry] if trainer else []
     return result
 
 
@@ -159,7 +158,8 @@ def main():
     results = []
     for one in spec["runs"]:
         port = {"vllm_group_port": free_port()} if spec["url"] else {}
-        results.append(run(spec["model"], {**where, **port, **one["args"]}, one["lora"], one["broken"]))
+        args = {**where, **port, **one.pop("args")}
+        results.append(run(**{"model": spec["model"], **one}, args=args))
         print(json.dumps(results[-1])[:2000], flush=True)
     Path(output).write_text(json.dumps(results))
 

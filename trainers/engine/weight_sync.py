@@ -3,12 +3,15 @@
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer
 
 from trainers.engine.dtypes import TOLERANCES, compute_dtype
+from trainers.engine.exact_merge import merged_without_trace
 from trainers.engine.faults import on_main_process
 from trainers.engine.probe import engine_log_probs, policy_log_probs, probe_sequences
 from trainers.engine.resumable import save_resumable
@@ -146,9 +149,12 @@ class WeightSync:
         return metrics
 
     def _counted_params(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._params():
-            self._bytes[name] = parameter.numel() * parameter.element_size()
-            yield name, parameter
+        model = self._generation.model
+        in_place = not isinstance(model, PeftModel) or self._is_sharded  # shards are not kept twice
+        with nullcontext() if in_place else merged_without_trace(model):
+            for name, parameter in self._params():
+                self._bytes[name] = parameter.numel() * parameter.element_size()
+                yield name, parameter
 
     def _drift_of_a_frozen_engine(self, policy: Tensor, engine: Tensor) -> tuple[int, float]:
         """How far the policy's scores have moved, and since when, while the engine's have stayed the same."""
@@ -156,6 +162,10 @@ class WeightSync:
             self._last_move = (self._trainer.state.global_step, engine, policy)
         step, _, policy_then = self._last_move
         return step, (policy - policy_then).abs().max().item()
+
+    @property
+    def _is_sharded(self) -> bool:
+        return bool(self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled)
 
     def _policy_scores(self) -> Tensor:
         return policy_log_probs(self._trainer.model, self._sequences, self._trainer.accelerator.device)
@@ -181,7 +191,7 @@ class WeightSync:
         return getattr(torch, name.removeprefix("torch."))
 
     def _explanation(self, engine: Tensor) -> str:
-        if self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled:
+        if self._is_sharded:
             return "which parameters are to blame is not looked for where they are sharded"
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         return explanation(model, self._policy_scores, engine, self.tolerance)
