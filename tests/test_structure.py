@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import trl
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
 
 import online_sft
 from online_sft.baselines import BASELINES
@@ -96,6 +98,31 @@ UPSTREAM = {
 
 @pytest.mark.parametrize(("method", "parameters"), UPSTREAM.items(), ids=lambda value: str(value))
 def test_the_methods_that_we_override_still_have_the_signature_that_we_know(method, parameters):
+    owner, name = method
+    assert list(inspect.signature(getattr(owner, name)).parameters) == ["self", *parameters.split()]
+
+
+# What stands between the trainer and vLLM replaces these of an object's methods, and calls them.
+WRAPPED = {
+    (VLLMGeneration, "sync_weights"): "",
+    (VLLMGeneration, "_iter_named_params"): "",
+    (VLLMGeneration, "generate"): "prompts images num_generations profiler",
+    (VLLMClient, "generate"): "prompts features n repetition_penalty temperature top_p top_k min_p max_tokens logprobs "
+    "structured_outputs_regex generation_kwargs",
+    (VLLMClient, "update_named_params"): "metadata named_params",
+    (VLLMClient, "reset_prefix_cache"): "",
+    (VLLMClient, "init_communicator"): "device",
+    (VLLMClient, "close_communicator"): "",
+    (VLLMClient, "get_server_info"): "",
+    (VLLMClient, "get_sequence_logprobs"): "sequences prompt_lengths top_logprobs temperature chunk_size "
+    "max_concurrent_requests",
+    (trl.GRPOTrainer, "_tokenize_prompts"): "prompts",
+    (trl.GRPOTrainer, "_generate_single_turn"): "prompt_ids images multimodal_fields num_generations has_tool_images",
+}
+
+
+@pytest.mark.parametrize(("method", "parameters"), WRAPPED.items(), ids=lambda value: str(value))
+def test_the_methods_between_trainer_and_vllm_still_have_the_signature_that_we_know(method, parameters):
     owner, name = method
     assert list(inspect.signature(getattr(owner, name)).parameters) == ["self", *parameters.split()]
 
