@@ -119,12 +119,12 @@ def started(command, url, log):
             process.wait(30)
 
 
-def train(folder, runs, tmp_path, url=None):
+def train(folder, runs, tmp_path, url=None, launcher=()):
     """The worker's results, one for each run."""
     output, spec_file = tmp_path / "results.json", tmp_path / "spec.json"
     spec_file.write_text(json.dumps({"model": folder, "url": url, "runs": runs}))
     done = subprocess.run(
-        [sys.executable, vllm_worker.__file__, str(output), str(spec_file)],
+        [sys.executable, *launcher, vllm_worker.__file__, str(output), str(spec_file)],
         env={**os.environ, **ENVIRONMENT},
         cwd=tmp_path,
         capture_output=True,

@@ -57,13 +57,13 @@ def test_a_server_that_cannot_serve_the_run_is_refused_before_the_model_is_loade
 class Running:
     """The worker, in the background."""
 
-    def __init__(self, folder, run, tmp_path, url):
+    def __init__(self, folder, run, tmp_path, url, launcher=()):
         self.output, self.log = tmp_path / "results.json", tmp_path / "worker.log"
         spec_file = tmp_path / "spec.json"
         spec_file.write_text(json.dumps({"model": folder, "url": url, "runs": [run]}))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, vllm_worker.__file__, str(self.output), str(spec_file)],
+                [sys.executable, *launcher, vllm_worker.__file__, str(self.output), str(spec_file)],
                 env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
                 cwd=tmp_path,
                 stdout=log,

@@ -117,10 +117,17 @@ def run(model, args, lora, broken, resume=None):
         before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
         with trainer.synced_rollouts() as engine:
             rollouts = engine.generate(["2 + 2 =", "1 + 3 ="], num_generations=2)
-            synced = compared(trainer, trainer.accelerator.unwrap_model(trainer.model).eval())
+            policy = trainer.accelerator.unwrap_model(trainer.model).eval()
+            first = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
+            has_engine = (
+                trainer.accelerator.is_main_process or trainer.vllm_mode == "colocate"
+            )  # only the main process talks to a server
+            synced, at_first = (compared(trainer, m) if has_engine else None for m in (policy, first))
         result = {
+            "num_processes": trainer.accelerator.num_processes,
+            "wrapper": type(trainer.model_wrapped).__name__,
             "synced": synced,
-            "at_first": compared(trainer, AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()),
+            "at_first": at_first,
             "moved_by_sync": max(
                 (value - before[name]).abs().max().item() for name, value in trainer.model.named_parameters()
             ),
@@ -161,9 +168,11 @@ def main():
         args = {**where, **port, **one.pop("args")}
         results.append(run(**{"model": spec["model"], **one}, args=args))
         print(json.dumps(results[-1])[:2000], flush=True)
-    Path(output).write_text(json.dumps(results))
+    rank = os.environ.get("RANK", "0")  # vLLM sets it where torchrun has not
+    Path(output if rank == "0" else f"{output}.{rank}").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    os.environ["MASTER_PORT"] = str(free_port())
+    if "RANK" not in os.environ:
+        os.environ["MASTER_PORT"] = str(free_port())
     main()
