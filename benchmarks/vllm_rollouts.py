@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests OMP_NUM_THREADS=1 .venv-vllm/bin/python benchmarks/vllm_rollouts.py
 
-Colocated vLLM on the CPU (`make test-vllm` makes the environment), float32, the same imitation model, problems, rate and
-number of samples; TRL's GRPOTrainer with the same engine beside it, for the seconds of a step.
+Colocated vLLM on the CPU (`make test-vllm` makes the environment), float32, the same imitation model, problems, rate
+and number of samples; TRL's GRPOTrainer with the same engine beside it, for the seconds of a step.
 """
 
 import argparse

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from online_sft.tasks import prepare_dataset
     from online_sft.verification import verify
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
+    from trainers.engine.faults import ServerLostError
+    from trainers.engine.weight_sync import WeightSyncError
     from trainers.evaluation import SampledEvaluationCallback
     from trainers.online_sft_config import OnlineSFTConfig
     from trainers.online_sft_trainer import OnlineSFTTrainer
@@ -57,6 +59,8 @@ _HOME_OF = {
     "Proposition3": "online_sft.proposition3",
     "ReasoningGymReward": "online_sft.rewards",
     "SampledEvaluationCallback": "trainers.evaluation",
+    "ServerLostError": "trainers.engine.faults",
+    "WeightSyncError": "trainers.engine.weight_sync",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
     "WeightedSFTInterface": "online_sft.interface",
     "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
@@ -95,6 +99,8 @@ __all__ = [
     "Proposition3",
     "ReasoningGymReward",
     "SampledEvaluationCallback",
+    "ServerLostError",
+    "WeightSyncError",
     "WeightedSFTConfig",
     "WeightedSFTInterface",
     "WeightedSFTTrainer",

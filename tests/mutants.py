@@ -27,6 +27,8 @@ FILTER, CONFIG, METRICS, FUNCTIONS, PROMPTS = (
 )
 TASKS, LAYOUTS, TRAIN = (f"online_sft/{name}.py" for name in ("tasks", "layouts", "train"))
 EVALUATION, NEURAL = "online_sft/evaluation.py", "online_sft/rewards/neural.py"
+PROBE, SUSPECTS = "trainers/engine/probe.py", "trainers/engine/suspects.py"
+MERGE, FAULTS, ROLLOUTS = "trainers/engine/exact_merge.py", "trainers/engine/faults.py", "trainers/engine/rollouts.py"
 SAMPLED, MODELS = "trainers/evaluation.py", "trainers/reward_models.py"
 IN_SAMPLED, IN_NEURAL, IN_REWARD_MODELS = "sampled_evaluation", "neural_reward_model", "reward_models_in_trainer"
 IN_SFT, IN_ONLINE, IN_OPTIONS = "weighted_sft_trainer", "online_sft_trainer", "weighted_sft_options"
@@ -345,6 +347,22 @@ MUTANTS = [
     ("reward_max_length", MODELS, "args.reward_use_sigmoid, args.reward_max_length)", "args.reward_use_sigmoid)", IN_REWARD_MODELS),
     ("TRL's one label for all", MODELS, "from_pretrained(path, **options", "from_pretrained(path, num_labels=1, **options", IN_REWARD_MODELS),
     ("random score heads", MODELS, 'if report["missing_keys"]', "if False", IN_REWARD_MODELS),
+    ("the probe's first token", PROBE, "logits[:, :-1]", "logits[:, 1:]", "engine_suspects"),
+    ("the probe's padding", PROBE, "log_probs[is_token[:, 1:]]", "log_probs.flatten()", "engine_suspects"),
+    ("the probe's mode", PROBE, "model.train(was_training)", "pass", "engine_suspects"),
+    ("weights of the search back", SUSPECTS, "                parameter.data.copy_(value)\n\n    return", "                pass\n\n    return", "engine_suspects"),
+    ("adapters of the search back", SUSPECTS, "adapter.enable_adapters(True)", "pass", "engine_suspects"),
+    ("requires_grad of the search back", SUSPECTS, "parameter.requires_grad_(requires_grad)", "parameter.requires_grad_(True)", "engine_suspects"),
+    ("a search that ends", SUSPECTS, "not found[best] < nearest", "False", "engine_suspects"),
+    ("the best suspect", SUSPECTS, "best = min(", "best = max(", "engine_suspects"),
+    ("suspects beside each other", SUSPECTS, "distance(suspects | {layer})", "distance({layer})", "engine_suspects"),
+    ("weights after a merge", MERGE, "parameter.data = data", "pass", "exact_merge"),
+    ("adapters merged for good", MERGE, "layer.merged_adapters.clear()", "pass", "exact_merge"),
+    ("a merge in place", MERGE, "safe_merge=True", "safe_merge=False", "exact_merge"),
+    ("a deadline", FAULTS, "or seconds >= timeout_s", "", "engine_faults"),
+    ("a dead server", FAULTS, "failures >= _MAX_FAILURES or", "", "engine_faults"),
+    ("the main process's exception", FAULTS, "raise outcome[1]", "pass", "engine_faults"),
+    ("samples of each prompt", ROLLOUTS, "for _ in range(num_generations)]", "]", "synced_rollouts"),
 ]  # fmt: skip
 
 

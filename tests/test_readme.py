@@ -49,5 +49,5 @@ def test_every_block_runs(saved_model, tmp_path, monkeypatch):
                     cli.main([*words[1:], *steps])
                 else:
                     assert not words or words[0] in ("make", "git", "cd"), line
-        else:
+        elif language != "sh":  # which tests/test_vllm_readme.py runs
             assert language == "text", f"a block of language {language!r} that nobody runs"
