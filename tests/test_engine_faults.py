@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -22,17 +24,35 @@ with faults.exit_after({timeout}, "http://127.0.0.1:{port}"):
 """
 
 
-@pytest.mark.parametrize(
-    ("timeout", "reason"), [(100, "the server does not answer any more"), (0.3, "weight_sync_timeout=0.3")]
-)
-def test_a_broadcast_that_never_ends_ends_the_process(timeout, reason):
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def healthy_port():
+    server = HTTPServer(("127.0.0.1", 0), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_broadcast_that_never_ends_ends_the_process(is_there, healthy_port):
+    port, timeout = (healthy_port, 1) if is_there else (free_port(), 100)
+    reason = "weight_sync_timeout=1" if is_there else "the server does not answer any more"
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED.format(timeout=timeout, port=free_port())], capture_output=True, text=True
+        [sys.executable, "-c", BLOCKED.format(timeout=timeout, port=port)], capture_output=True, text=True
     )
     assert done.returncode == 1
     assert time.monotonic() - started < 50
-    assert "Resume from its last checkpoint" in done.stderr
+    assert f"({reason}) and cannot be interrupted; the process exits. Resume from its last checkpoint" in done.stderr
 
 
 def test_waiting_for_a_server_that_is_not_there_takes_the_time_it_is_given():
