@@ -27,6 +27,7 @@ FILTER, CONFIG, METRICS, FUNCTIONS, PROMPTS = (
 )
 TASKS, LAYOUTS, TRAIN = (f"online_sft/{name}.py" for name in ("tasks", "layouts", "train"))
 EVALUATION, NEURAL = "online_sft/evaluation.py", "online_sft/rewards/neural.py"
+SYNC = "trainers/engine/weight_sync.py"
 PROBE, SUSPECTS = "trainers/engine/probe.py", "trainers/engine/suspects.py"
 MERGE, FAULTS, ROLLOUTS = "trainers/engine/exact_merge.py", "trainers/engine/faults.py", "trainers/engine/rollouts.py"
 SAMPLED, MODELS = "trainers/evaluation.py", "trainers/reward_models.py"
@@ -359,6 +360,10 @@ MUTANTS = [
     ("weights after a merge", MERGE, "parameter.data = data", "pass", "exact_merge"),
     ("adapters merged for good", MERGE, "layer.merged_adapters.clear()", "pass", "exact_merge"),
     ("a merge in place", MERGE, "safe_merge=True", "safe_merge=False", "exact_merge"),
+    ("a sync's seconds", SYNC, "self._seconds / self._num_syncs", "self._seconds", "weight_sync_metrics"),
+    ("the share of the time", SYNC, "share > _LARGE_SHARE", "share > 2 * _LARGE_SHARE", "weight_sync_metrics"),
+    ("one warning", SYNC, "self._has_warned = True", "pass", "weight_sync_metrics"),
+    ("an engine that stays awake", ROLLOUTS, "generation.llm.sleep(level=2)", "pass", "synced_rollouts"),
     ("a deadline", FAULTS, "or seconds >= timeout_s", "", "engine_faults"),
     ("a dead server", FAULTS, "failures >= _MAX_FAILURES or", "", "engine_faults"),
     ("the main process's exception", FAULTS, "raise outcome[1]", "pass", "engine_faults"),

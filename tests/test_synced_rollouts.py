@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer
+from trainers.engine.rollouts import synced_rollouts
 
 CONTINUOUS = {
     "use_transformers_continuous_batching": True,
@@ -41,3 +44,20 @@ def test_the_policy_as_it_is_now_answers(model, tokenizer, cpu_args):
         tokens = [t for rollout in engine.generate(["1 ="], num_generations=200) for t in rollout.completion_ids]
     counts = torch.bincount(torch.tensor(tokens), minlength=len(tokenizer)).float()
     assert (counts / counts.sum()).max() < 0.15
+
+
+def test_a_sleeping_engine_is_awake_in_the_body_and_asleep_after_it_even_after_an_exception():
+    """The order of calls only: vLLM's sleep mode needs a GPU."""
+    calls = []
+    llm = SimpleNamespace(wake_up=lambda tags: calls.append(tags), sleep=lambda level: calls.append(level))
+    generation = SimpleNamespace(
+        mode="colocate", enable_sleep_mode=True, llm=llm, sync_weights=lambda: calls.append("sync")
+    )
+    trainer = SimpleNamespace(use_vllm=True, state=SimpleNamespace(global_step=7), vllm_generation=generation)
+    with pytest.raises(KeyError), synced_rollouts(trainer) as engine:
+        assert not generation.enable_sleep_mode  # `generate` neither sleeps nor asks for the weights again
+        assert engine.policy_version == trainer._last_loaded_step == 7
+        raise KeyError
+    assert calls == ["sync", ["kv_cache"], 2]
+    assert generation.enable_sleep_mode
+    assert generation._llm_weights_sleeping

@@ -171,15 +171,17 @@ def test_a_broken_sync_stops_the_run_and_names_the_suspects(mode, folder, tmp_pa
     runs = [
         spec("nothing is sent"),
         spec("a layer is left out"),
+        spec("a layer is left out", weight_sync_probe_every=100),  # the rollouts of step 1 ask for a proof
         spec("adapters are not merged", lora=True),
         spec(),
     ]
     with engine(mode, folder, tmp_path) as url:
-        nothing, layer, adapters, good = train(folder, runs, tmp_path, url)
-    for result in (nothing, layer, adapters):
+        nothing, layer, rollouts, adapters, good = train(folder, runs, tmp_path, url)
+    for result in (nothing, layer, rollouts, adapters):
         assert result["error"].startswith("WeightSyncError: after the weight sync of step 1 ")
         assert len(result["log"]) == 1
     assert "no weight has arrived" in nothing["error"]
-    assert "suspect parameters: model.layers.1.*. " in layer["error"].lower()
-    assert "the engine computes the model without its adapters" in adapters["error"].lower()
+    for result in (layer, rollouts):
+        assert "Suspect parameters: model.layers.1.*. " in result["error"]
+    assert "The engine computes the model without its adapters" in adapters["error"]
     assert "error" not in good

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -52,6 +53,16 @@ def test_a_server_that_cannot_serve_the_run_is_refused_before_the_model_is_loade
     assert f"port {port}, on which the weights are handed to vLLM, is taken" in port_error["error"]
     assert "has a context of 128 tokens" in context["error"]
     assert "error" not in allowed, allowed["error"]
+
+
+def test_in_bfloat16_an_engine_that_never_changes_is_found_long_before_the_tolerance(folder, tmp_path):
+    slow = spec("nothing is sent", bf16=True, learning_rate=2e-5, lr_scheduler_type="constant", max_steps=300)
+    good = spec(bf16=True, learning_rate=2e-5, lr_scheduler_type="constant", max_steps=30)
+    stale, healthy = train(folder, [slow, good], tmp_path)
+    assert "The engine's scores are those of step 0, to the bit. The engine computes the model as in" in stale["error"]
+    found = float(re.search(r"of the probe is ([\d.]+) nats \(weight_sync_tolerance 0.5;", stale["error"])[1])
+    assert 0.01 < found < 0.2
+    assert "error" not in healthy, healthy["error"]
 
 
 class Running:

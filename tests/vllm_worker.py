@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import sys
-from functools import partial
 from pathlib import Path
 
 PROMPTS = [[5, 6, 7], [3, 4], [8, 2, 9, 4]]
@@ -40,7 +39,7 @@ def break_sync(how):
 
         VLLMGeneration._iter_named_params = all_but_one
     elif how == "adapters are not merged":
-        PeftModel.merge_adapter = PeftModel.unmerge_adapter = lambda self: None
+        PeftModel.merge_adapter = PeftModel.unmerge_adapter = lambda self, **options: None
 
 
 def unbroken():
@@ -119,9 +118,8 @@ def run(model, args, lora, broken, resume=None):
             rollouts = engine.generate(["2 + 2 =", "1 + 3 ="], num_generations=2)
             policy = trainer.accelerator.unwrap_model(trainer.model).eval()
             first = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
-            has_engine = (
-                trainer.accelerator.is_main_process or trainer.vllm_mode == "colocate"
-            )  # only the main process talks to a server
+            # only the main process talks to a server
+            has_engine = trainer.accelerator.is_main_process or trainer.vllm_mode == "colocate"
             synced, at_first = (compared(trainer, m) if has_engine else None for m in (policy, first))
         result = {
             "num_processes": trainer.accelerator.num_processes,
@@ -158,7 +156,7 @@ def main():
 
         def the_engine(**options):
             if not engines:
-                engines.append(partial(build)(**options))
+                engines.append(build(**options))
             return engines[0]
 
         trl_generation.LLM = the_engine
