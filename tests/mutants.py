@@ -359,6 +359,7 @@ MUTANTS = [
     ("suspects beside each other", SUSPECTS, "distance(suspects | {layer})", "distance({layer})", "engine_suspects"),
     ("weights after a merge", MERGE, "parameter.data = data", "pass", "exact_merge"),
     ("adapters merged for good", MERGE, "layer.merged_adapters.clear()", "pass", "exact_merge"),
+    ("adapters subtracted before they are sent", MERGE, 'model.__dict__["unmerge_adapter"] = lambda: None', 'model.__dict__["unmerge_adapter"] = model.unmerge_adapter', "exact_merge"),
     ("a merge in place", MERGE, "safe_merge=True", "safe_merge=False", "exact_merge"),
     ("a sync's seconds", SYNC, "self._seconds / self._num_syncs", "self._seconds", "weight_sync_metrics"),
     ("the share of the time", SYNC, "share > _LARGE_SHARE", "share > 2 * _LARGE_SHARE", "weight_sync_metrics"),

@@ -140,9 +140,10 @@ class OnlineSFTTrainer(GRPOTrainer):
         self._empty_batches = 0  # in a row
         self._weight_sync: WeightSync | None = None
         if self.use_vllm:
-            if self.vllm_mode == "server":
-                ServerGuard(self)
+            guard = ServerGuard(self) if self.vllm_mode == "server" else None
             self._weight_sync = WeightSync(self)
+            if guard is not None:
+                guard.watch(self._weight_sync, self._weight_sync.expect_proof)
 
     def synced_rollouts(self) -> AbstractContextManager[RolloutEngine]:
         """Completions of the policy as it is now, by whatever generates: transformers, continuous batching or vLLM.
@@ -151,7 +152,8 @@ class OnlineSFTTrainer(GRPOTrainer):
                 rollouts = engine.generate(["2 + 2 ="], num_generations=4)
 
         In the body the engine has the policy's weights, proven by the probe (`weight_sync_probe_every`); after it,
-        vLLM's memory is given back where `vllm_enable_sleep_mode` is on. A collective call, with all processes.
+        vLLM's memory is given back where `vllm_enable_sleep_mode` is on. A collective call, with all processes; under
+        FSDP not before `train`, which shards the model.
 
         Raises:
             WeightSyncError: the engine does not compute what the policy computes.

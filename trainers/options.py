@@ -45,7 +45,7 @@ class OnlineSFTOptions:
         weight_sync_probe_every: with `use_vllm`: steps between two proofs that the engine has the policy's weights; 0
             is never.
         weight_sync_tolerance: largest difference of a token's log-prob in the proof, nats; None: by dtype,
-            `trainers.engine.probe.TOLERANCES`.
+            `trainers.engine.dtypes.TOLERANCES`.
         weight_sync_timeout: seconds after which a weight sync that has not ended stops the run.
         vllm_dtype: of a colocated engine; None: what the policy computes in. A server has its own `--dtype`.
         vllm_server_reconnect_timeout: seconds to wait for a server that does not answer any more; 0 stops at once.

@@ -61,17 +61,29 @@ class ServerGuard:
         self._trainer, self._generation = trainer, trainer.vllm_generation
         self._url = server_url(trainer.args)
         self._fault: Exception | None = None
+        self._server: str | None = None  # which start of it has our connection
         if trainer.accelerator.is_main_process:
             client = self._generation.vllm_client
             # TRL retries for a minute, also what must not be sent twice
             adapter = HTTPAdapter(max_retries=Retry(connect=2, read=0, status=0, other=0, backoff_factor=1))
             client.session.mount("http://", adapter)
             client.session.mount("https://", adapter)
-            client.generate = self._kept(client.generate, self._while_healthy, _NOTHING)
-            client.update_named_params = self._kept(client.update_named_params, self._within_the_deadline, None)
-            client.reset_prefix_cache = self._kept(client.reset_prefix_cache, self._while_healthy, None)
-        self._generate, self._sync = self._generation.generate, self._generation.sync_weights
-        self._generation.generate, self._generation.sync_weights = self.generate, self.sync_weights
+            client.generate = self._kept(client.generate, self._while_healthy, lambda *_: _NOTHING)
+            client.image_features = self._kept(
+                client.image_features, self._while_healthy, lambda images: [None] * len(images)
+            )
+            client.update_named_params = self._kept(client.update_named_params, self._within_the_deadline, _drain)
+            client.reset_prefix_cache = self._kept(client.reset_prefix_cache, self._while_healthy, lambda: None)
+            score = client.get_sequence_logprobs
+            client.get_sequence_logprobs = lambda *args, **options: self._while_healthy(lambda: score(*args, **options))
+            self._server = self._identity()
+        self._generate, self._deliver = self._generation.generate, self._generation.sync_weights
+        self._generation.generate, self._generation.sync_weights = self.generate, self._deliver_or_raise
+
+    def watch(self, sync: Callable[[], None], expect_proof: Callable[[], None]) -> None:
+        """Repeats this sync, with its proof, where the server has to be waited for."""
+        self._sync, self._expect_proof = sync, expect_proof
+        self._generation.sync_weights = self.sync_weights
 
     def generate(self, *args: Any, **options: Any) -> tuple:
         """TRL's `generate`."""
@@ -80,15 +92,23 @@ class ServerGuard:
                 return self._attempt(lambda: self._generate(*args, **options))
             except ServerLostError as error:
                 self._reconnect(error)
-                self._generation.sync_weights()  # with the proof: the server has started afresh
+                self.sync_weights()
 
     def sync_weights(self) -> None:
-        """TRL's `sync_weights`."""
+        """TRL's `sync_weights`, and the proof."""
         while True:
             try:
-                return self._attempt(self._sync)
+                return self._sync()
             except ServerLostError as error:
                 self._reconnect(error)
+
+    def _deliver_or_raise(self) -> None:
+        def is_the_same() -> None:
+            if self._identity() != self._server:  # a broadcast to one that does not know us would never end
+                raise ServerLostError(f"the vLLM server at {self._url} has been started anew")
+
+        on_main_process(self._trainer.accelerator, is_the_same)
+        self._attempt(self._deliver)
 
     def _attempt(self, call: Callable[[], T]) -> T:
         self._fault = None
@@ -99,13 +119,18 @@ class ServerGuard:
     def _raise_fault(self) -> None:
         if self._fault is None:
             return
-        # an engine that dies answers 500 before its server goes away
-        is_request = isinstance(self._fault, requests.RequestException)
-        for _ in range(1 if is_request else _MAX_FAILURES):
-            if not is_healthy(self._url):
+        for _ in range(_MAX_FAILURES):  # an engine that dies answers 500 before its server goes away
+            if isinstance(self._fault, requests.RequestException | ServerLostError) or not is_healthy(self._url):
                 raise ServerLostError(f"the vLLM server at {self._url} does not answer any more: {self._fault}")
             time.sleep(1)
         raise self._fault
+
+    def _identity(self) -> str:
+        try:
+            answer = requests.get(f"{self._url}/server_info", params={"config_format": "json"}, timeout=30)
+            return str(answer.json()["vllm_config"]["instance_id"])
+        except requests.RequestException as error:
+            raise ServerLostError(f"the vLLM server at {self._url} does not answer any more: {error}") from error
 
     def _reconnect(self, error: ServerLostError) -> None:
         args, accelerator = self._trainer.args, self._trainer.accelerator
@@ -113,23 +138,30 @@ class ServerGuard:
             logger.warning("%s; waiting up to %.0f s for it", error, args.vllm_server_reconnect_timeout)
 
         def connect() -> bool:
-            if not wait_until_healthy(self._url, args.vllm_server_reconnect_timeout):
-                return False
-            client = self._generation.vllm_client
-            client.close_communicator()
-            client.init_communicator(device=accelerator.device)
-            return True
+            client, end = self._generation.vllm_client, time.monotonic() + args.vllm_server_reconnect_timeout
+            while wait_until_healthy(self._url, end - time.monotonic()):
+                try:
+                    client.close_communicator()
+                    client.init_communicator(device=accelerator.device)
+                    self._server = self._identity()
+                    return True
+                except Exception as fault:
+                    logger.warning("the vLLM server at %s answers, but takes no connection: %s", self._url, fault)
+                    if time.monotonic() >= end:
+                        break
+            return False
 
         if on_main_process(accelerator, connect):
             logger.warning("the vLLM server at %s answers again", self._url)
+            self._expect_proof()
             return
         saved = save_resumable(self._trainer)
         raise ServerLostError(
             f"{error}. {saved} Start the server again, or let the run wait for it with vllm_server_reconnect_timeout"
         ) from error
 
-    def _kept(self, method: Callable, guard: Callable, instead: Any) -> Callable:
-        """The method of the client, whose exception is kept for all processes to see."""
+    def _kept(self, method: Callable, guard: Callable, instead: Callable) -> Callable:
+        """The method of the client, whose exception is kept for all processes to see; `instead` answers for it."""
 
         def guarded(*args: Any, **options: Any) -> Any:
             if self._fault is None:
@@ -137,11 +169,7 @@ class ServerGuard:
                     return guard(lambda: method(*args, **options))
                 except Exception as error:
                     self._fault = error
-            for argument in args:  # the other processes take part in the gathering of each parameter
-                if isinstance(argument, Iterator):
-                    for _ in argument:
-                        pass
-            return instead
+            return instead(*args)
 
         return guarded
 
@@ -166,11 +194,17 @@ class ServerGuard:
             if error is not None:
                 raise error
             return result
-        raise requests.ConnectionError(f"no answer to {_MAX_FAILURES} health checks in a row")
+        raise ServerLostError(f"no answer to {_MAX_FAILURES} health checks in a row")
 
     def _within_the_deadline(self, call: Callable[[], T]) -> T:
         with exit_after(self._trainer.args.weight_sync_timeout, self._url):
             return call()
+
+
+def _drain(metadata: list, named_params: Iterator) -> None:
+    """The other processes take part in the gathering of each parameter."""
+    for _ in named_params:
+        pass
 
 
 @contextmanager
@@ -187,7 +221,11 @@ def exit_after(timeout_s: float, url: str) -> Iterator[None]:
             failures = 0 if is_healthy(url) else failures + 1
             seconds = time.monotonic() - started
             if failures >= _MAX_FAILURES or seconds >= timeout_s:
-                reason = "the server does not answer any more" if failures else f"weight_sync_timeout={timeout_s:g}"
+                reason = (
+                    "the server does not answer any more"
+                    if failures >= _MAX_FAILURES
+                    else f"weight_sync_timeout={timeout_s:g}"
+                )
                 logger.critical(
                     "a weight sync to the vLLM server at %s has not ended in %.0f s (%s) and cannot be interrupted; "
                     "the process exits. Resume from its last checkpoint; the server's log says what it was doing",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
@@ -61,6 +62,9 @@ def engine_log_probs(generation: VLLMGeneration, sequences: list[list[int]], dev
 
         if generation.enable_sleep_mode:
             generation.llm.wake_up(tags=["kv_cache"])
+        if is_peft_model(generation.model) and generation.tensor_parallel_size > 1:
+            # as in TRL's `generate`: https://github.com/huggingface/trl/issues/3671
+            torch.distributed.barrier(device_ids=[generation.accelerator.local_process_index])
         outputs = generation.llm.generate(
             [{"prompt_token_ids": ids} for ids in sequences],
             SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0),

@@ -10,12 +10,16 @@ __all__ = ["save_resumable"]
 def save_resumable(trainer: GRPOTrainer) -> str:
     """Saves what `resume_from_checkpoint` continues from, and says where. A collective call, with all processes.
 
-    The parameters change at the end of a step only, so that before it they are those of the step before.
+    The parameters change at the end of a step only, so that before it they are those of the step before. With optimizer
+    and random numbers, whatever `save_only_model` says.
     """
-    if not trainer.state.global_step:
+    step, args = trainer.state.global_step, trainer.args
+    if not step:
         return "No step has been made, so nothing was saved."
-    folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    if not (folder / "trainer_state.json").exists():
+    save_only_model, args.save_only_model = args.save_only_model, False
+    try:
         trainer._save_checkpoint(trainer.model_wrapped, trial=None)
-        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
-    return f"Resume with resume_from_checkpoint={str(folder)!r}."
+    finally:
+        args.save_only_model = save_only_model
+    trainer.callback_handler.on_save(args, trainer.state, trainer.control)
+    return f"Resume with resume_from_checkpoint={str(Path(args.output_dir) / f'checkpoint-{step}')!r}."

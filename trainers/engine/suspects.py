@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
 
 __all__ = ["explanation", "find_suspects", "layer_of"]
 
@@ -44,7 +44,9 @@ def find_suspects(layers: list[str], distance: Callable[[set[str]], float], tole
     return suspects, nearest
 
 
-def explanation(model: nn.Module, policy: Callable[[], Tensor], engine: Tensor, tolerance: float) -> str:
+def explanation(
+    model: PreTrainedModel | PeftModel, policy: Callable[[], Tensor], engine: Tensor, tolerance: float
+) -> str:
     """A sentence on what the engine computes instead of the policy.
 
     Args:
@@ -104,9 +106,10 @@ def _without_adapters(model: PeftModel) -> _TakenBack:
     return taken_back
 
 
-def _as_at_first(model: nn.Module) -> _TakenBack:
+def _as_at_first(model: PreTrainedModel) -> _TakenBack:
     """With weights as in the checkpoint, with which the engine was started, too."""
-    first = AutoModelForCausalLM.from_pretrained(model.name_or_path, dtype="auto").state_dict()
+    revision = getattr(model.config, "_commit_hash", None)
+    first = type(model).from_pretrained(model.name_or_path, dtype="auto", revision=revision).state_dict()
     parameters: dict[str, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if name in first:
@@ -115,7 +118,7 @@ def _as_at_first(model: nn.Module) -> _TakenBack:
     @contextmanager
     def taken_back(layers: set[str]) -> Iterator[None]:
         chosen = [pair for layer in layers for pair in parameters[layer]]
-        now = [parameter.detach().clone() for parameter, _ in chosen]
+        now = [parameter.detach().to("cpu", copy=True) for parameter, _ in chosen]  # beside a colocated engine
         try:
             for parameter, value in chosen:
                 parameter.data.copy_(value)

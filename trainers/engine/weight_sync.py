@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 
 from trainers.engine.dtypes import TOLERANCES, compute_dtype
 from trainers.engine.exact_merge import merged_without_trace
-from trainers.engine.faults import on_main_process
+from trainers.engine.faults import ServerLostError, on_main_process
 from trainers.engine.probe import engine_log_probs, policy_log_probs, probe_sequences
 from trainers.engine.resumable import save_resumable
 from trainers.engine.suspects import explanation
@@ -74,11 +74,16 @@ class WeightSync:
         started = time.perf_counter()
         self._deliver()
         self.policy_version = self._trainer.state.global_step
-        every = self._trainer.args.weight_sync_probe_every
-        if every and (self._proven_at is None or self.policy_version >= self._proven_at + every):
+        every, proven_at = self._trainer.args.weight_sync_probe_every, self._proven_at
+        # a second `train` begins at step 0 again
+        if every == 1 or (every and (proven_at is None or not proven_at <= self.policy_version < proven_at + every)):
             self.prove()
         self._seconds += time.perf_counter() - started
         self._num_syncs += 1
+
+    def expect_proof(self) -> None:
+        """Has the next sync proven, whatever `weight_sync_probe_every`."""
+        self._proven_at = None
 
     def prove(self) -> None:
         """Compares policy and engine now. A collective call, with all processes."""
@@ -92,12 +97,13 @@ class WeightSync:
         if self._max_dlogp <= self.tolerance and not is_frozen:  # NaN is not
             return
         since = f" The engine's scores are those of step {frozen_since}, to the bit." if drift else ""
-        explained = self._explanation(engine)
+        saved, explained = save_resumable(self._trainer), self._explanation(engine)
         raise WeightSyncError(
             f"after the weight sync of step {self._proven_at} the engine does not compute what the policy computes: "
             f"max |Δ log-prob| of the probe is {self._max_dlogp:.3g} nats (weight_sync_tolerance {self.tolerance:.3g}; "
             f"policy in {self._dtypes[0]}, engine in {self._dtypes[1]}).{since} {explained[0].upper()}{explained[1:]}. "
-            f"{save_resumable(self._trainer)}"
+            "Where engine and policy differ by more than rounding in health (quantised weights, mixtures of experts), "
+            f"set weight_sync_tolerance. {saved}"
         )
 
     def look_at_rollouts(self, differences: list[float]) -> None:
@@ -109,7 +115,12 @@ class WeightSync:
         if not differences or differences[-1] <= self.tolerance:
             return
         if self._sequences and self._proven_at != self._trainer.state.global_step:
-            self.prove()
+            if getattr(self._generation, "_llm_weights_sleeping", False):  # the weights that were sampled with are gone
+                return self.expect_proof()
+            try:
+                self.prove()
+            except ServerLostError:  # which the next sync deals with
+                return self.expect_proof()
         if not self._has_warned_of_rollouts:
             self._has_warned_of_rollouts = True
             logger.warning(
@@ -150,11 +161,12 @@ class WeightSync:
 
     def _counted_params(self) -> Iterator[tuple[str, Tensor]]:
         model = self._generation.model
-        in_place = not isinstance(model, PeftModel) or self._is_sharded  # shards are not kept twice
-        with nullcontext() if in_place else merged_without_trace(model):
+        is_adapted = isinstance(model, PeftModel)
+        with merged_without_trace(model) if is_adapted and not self._is_sharded else nullcontext():
             for name, parameter in self._params():
                 self._bytes[name] = parameter.numel() * parameter.element_size()
-                yield name, parameter
+                # TRL subtracts adapters from shards in place, perhaps before they have been sent
+                yield name, parameter.clone() if is_adapted and self._is_sharded else parameter
 
     def _drift_of_a_frozen_engine(self, policy: Tensor, engine: Tensor) -> tuple[int, float]:
         """How far the policy's scores have moved, and since when, while the engine's have stayed the same."""
@@ -165,10 +177,12 @@ class WeightSync:
 
     @property
     def _is_sharded(self) -> bool:
-        return bool(self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled)
+        plugin = self._trainer.accelerator.state.deepspeed_plugin
+        return bool(self._trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
 
     def _policy_scores(self) -> Tensor:
-        return policy_log_probs(self._trainer.model, self._sequences, self._trainer.accelerator.device)
+        with self._trainer.accelerator.autocast():  # which `train` builds into the model, and nobody before it
+            return policy_log_probs(self._trainer.model, self._sequences, self._trainer.accelerator.device)
 
     def _engine_scores(self) -> Tensor:
         device = self._trainer.accelerator.device
@@ -194,4 +208,7 @@ class WeightSync:
         if self._is_sharded:
             return "which parameters are to blame is not looked for where they are sharded"
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        return explanation(model, self._policy_scores, engine, self.tolerance)
+        try:
+            return explanation(model, self._policy_scores, engine, self.tolerance)
+        except Exception as error:  # of memory, of a checkpoint that has moved: the fault itself is what matters
+            return f"which parameters are to blame could not be found out ({type(error).__name__}: {error})"

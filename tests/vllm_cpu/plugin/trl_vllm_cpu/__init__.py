@@ -7,6 +7,8 @@ trainer's side.
 import types
 from datetime import timedelta
 
+CHUNK_BYTES = 200_000  # vLLM's own is 1 GB; a model of the tests shall need several
+
 
 class GlooGroup:
     """What TRL and vLLM use of PyNcclCommunicator: `broadcast`, and `group.store` and `group.socket` on close."""
@@ -51,10 +53,12 @@ def _keep_plain_parameters():
 
 def patch_trl_client():
     import trl.generation.vllm_client as client
+    from vllm.distributed.weight_transfer.packed_tensor import pack_tensors
 
     def broadcast_all(iterator, group, src, post_iter_func):
-        for item in iterator:
-            group.broadcast(post_iter_func(item).detach(), src=src)
+        # as for NCCL: a tensor is read when its chunk is full, and the iterator has gone on by then, or has ended
+        while (chunk := pack_tensors(iterator, post_iter_func, CHUNK_BYTES)) is not None:
+            group.broadcast(chunk.packed_tensor, src=src)
 
     init_communicator = client.VLLMClient.init_communicator
     client.open_trainer_endpoint = lambda info: GlooGroup(

@@ -1,5 +1,6 @@
 """vLLM's side of the weight transfer by gloo."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -8,8 +9,9 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.distributed.weight_transfer.packed_tensor import unpack_tensor
 
-from . import GlooGroup
+from . import CHUNK_BYTES, GlooGroup
 
 
 @dataclass
@@ -51,10 +53,23 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, info):
+        chunk, num_bytes = [], 0
         for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes, strict=True):
-            weights = torch.empty(shape, dtype=getattr(torch, dtype))
-            self.group.broadcast(weights, src=0)
-            self.model.load_weights([(name, weights)])
+            chunk.append((name, shape, getattr(torch, dtype)))
+            num_bytes += math.prod(shape) * chunk[-1][2].itemsize
+            if num_bytes > CHUNK_BYTES:
+                self.receive_chunk(chunk, num_bytes)
+                chunk, num_bytes = [], 0
+        if chunk:
+            self.receive_chunk(chunk, num_bytes)
+
+    def receive_chunk(self, chunk, num_bytes):
+        packed = torch.empty(num_bytes, dtype=torch.uint8)
+        self.group.broadcast(packed, src=0)
+        names, shapes, dtypes = map(list, zip(*chunk, strict=True))
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
+        for name, weights in unpack_tensor(packed, names, shapes, dtypes, sizes):
+            self.model.load_weights([(name, weights.clone())])
 
     def shutdown(self):
         self.group = None
