@@ -49,11 +49,15 @@ def test_the_sums_are_sent_and_the_weights_are_the_same_to_the_bit_afterwards(ad
     assert not {"merge_adapter", "unmerge_adapter"} & set(vars(adapted))
 
 
-def test_without_it_the_weights_move(adapted):
+def test_without_it_the_weights_move_and_what_is_sent_last_has_no_adapters(adapted):
     """If this fails, PEFT or TRL has mended it, and `merged_without_trace` can go."""
     before = {name: value.clone() for name, value in adapted.named_parameters()}
-    list(sent_by_trl(adapted))
+    sent = dict(sent_by_trl(adapted))
     assert any(not torch.equal(value, before[name]) for name, value in adapted.named_parameters())
+    name = "model.layers.1.mlp.down_proj"
+    module = adapted.get_submodule(f"base_model.model.{name}")
+    weight, delta = before[f"base_model.model.{name}.base_layer.weight"], module.get_delta_weight("default")
+    assert (sent[f"{name}.weight"] - weight).abs().max() < 0.02 < 0.2 < delta.abs().max()
 
 
 def test_a_sync_that_fails_half_way_leaves_nothing_merged(adapted):
