@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from online_sft.atropos import AtroposBatchProcessor
     from online_sft.baselines import BASELINES
     from online_sft.denominators import DENOMINATORS
     from online_sft.estimators import ESTIMATORS, prop3, prop3_stable
@@ -48,6 +49,7 @@ _HOME_OF = {
     "ESTIMATORS": "online_sft.estimators",
     "PATTERNS": "online_sft.patterns",
     "WEIGHTINGS": "online_sft.weightings",
+    "AtroposBatchProcessor": "online_sft.atropos",
     "CombinedReward": "online_sft.rewards",
     "LogitTransform": "online_sft.fused_cross_entropy",
     "MathVerificationReward": "online_sft.rewards",
@@ -88,6 +90,7 @@ __all__ = [
     "ESTIMATORS",
     "PATTERNS",
     "WEIGHTINGS",
+    "AtroposBatchProcessor",
     "CombinedReward",
     "LogitTransform",
     "MathVerificationReward",

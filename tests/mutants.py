@@ -28,6 +28,8 @@ FILTER, CONFIG, METRICS, FUNCTIONS, PROMPTS = (
 TASKS, LAYOUTS, TRAIN = (f"online_sft/{name}.py" for name in ("tasks", "layouts", "train"))
 EVALUATION, NEURAL = "online_sft/evaluation.py", "online_sft/rewards/neural.py"
 SYNC = "trainers/engine/weight_sync.py"
+GROUP, ATROPOS_WEIGHTS = "online_sft/atropos/group.py", "online_sft/atropos/weights.py"
+ATROPOS_BATCH, IN_ATROPOS = "online_sft/atropos/batch.py", "atropos_batch"
 PROBE, SUSPECTS = "trainers/engine/probe.py", "trainers/engine/suspects.py"
 MERGE, FAULTS, ROLLOUTS = "trainers/engine/exact_merge.py", "trainers/engine/faults.py", "trainers/engine/rollouts.py"
 SAMPLED, MODELS = "trainers/evaluation.py", "trainers/reward_models.py"
@@ -365,6 +367,22 @@ MUTANTS = [
     ("the share of the time", SYNC, "share > _LARGE_SHARE", "share > 2 * _LARGE_SHARE", "weight_sync_metrics"),
     ("one warning", SYNC, "self._has_warned = True", "pass", "weight_sync_metrics"),
     ("an engine that stays awake", ROLLOUTS, "generation.llm.sleep(level=2)", "pass", "synced_rollouts"),
+    ("Atropos' masks", GROUP, "wrong = is_loss & (values != ids)", "wrong = is_loss & False", IN_ATROPOS),
+    ("Atropos' masked tokens", GROUP, "is_loss = values != _MASKED", "is_loss = values == values", IN_ATROPOS),
+    ("Atropos' sentinel", GROUP, "known = values != _UNKNOWN", "known = values == values", IN_ATROPOS),
+    ("Atropos' empty lists", GROUP, "value is not None and value != [] and value != {}", "value is not None", IN_ATROPOS),
+    ("advantages of sequences by guess", GROUP, "len(values) == 1 and of_sequences", "len(values) == 1", IN_ATROPOS),
+    ("Atropos' row counts", GROUP, "count is not None and len(rows) != count", "False", IN_ATROPOS),
+    ("Atropos' row lengths", GROUP, "if len(values) != length:", "if False:", IN_ATROPOS),
+    ("NaN in a group", GROUP, "kind is float and not np.isfinite(array).all()", "False", IN_ATROPOS),
+    ("the order of temperatures", GROUP, 'temperature, "generation_params")', '1.0, "generation_params")', IN_ATROPOS),
+    ("a group without loss", GROUP, "if not any(sequence.is_loss.any()", "if False and any(sequence.is_loss.any()", IN_ATROPOS),
+    ("a group of one", ATROPOS_WEIGHTS, "if len(scores) > 1 else scores", "", IN_ATROPOS),
+    ("set_advantage_to_zero", ATROPOS_WEIGHTS, " & (not sequence.is_zeroed)", "", IN_ATROPOS),
+    ("scores that differ by rounding", ATROPOS_WEIGHTS, "if spread <= _SAME", "if False and spread <= _SAME", IN_ATROPOS),
+    ("the mean of the scores", ATROPOS_WEIGHTS, "return scores - scores.mean()", "return scores", IN_ATROPOS),
+    ("log-probs cut with their tokens", ATROPOS_BATCH, "weights[cut]", "weights[-len(sequence.tokens[cut]) :]", IN_ATROPOS),
+    ("the quarantine", ATROPOS_BATCH, "self.quarantined.append((raw, str(error)))", "pass", IN_ATROPOS),
     ("a deadline", FAULTS, "or seconds >= timeout_s", "", "engine_faults"),
     ("a dead server", FAULTS, "failures >= _MAX_FAILURES or", "", "engine_faults"),
     ("the main process's exception", FAULTS, "raise outcome[1]", "pass", "engine_faults"),
