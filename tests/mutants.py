@@ -27,7 +27,7 @@ FILTER, CONFIG, METRICS, FUNCTIONS, PROMPTS = (
 )
 TASKS, LAYOUTS, TRAIN = (f"online_sft/{name}.py" for name in ("tasks", "layouts", "train"))
 EVALUATION, NEURAL = "online_sft/evaluation.py", "online_sft/rewards/neural.py"
-SYNC = "trainers/engine/weight_sync.py"
+SYNC, JOURNAL = "trainers/engine/weight_sync.py", "online_sft/atropos/journal.py"
 GROUP, ATROPOS_WEIGHTS = "online_sft/atropos/group.py", "online_sft/atropos/weights.py"
 ATROPOS_BATCH, IN_ATROPOS = "online_sft/atropos/batch.py", "atropos_batch"
 PROBE, SUSPECTS = "trainers/engine/probe.py", "trainers/engine/suspects.py"
@@ -383,6 +383,12 @@ MUTANTS = [
     ("the mean of the scores", ATROPOS_WEIGHTS, "return scores - scores.mean()", "return scores", IN_ATROPOS),
     ("log-probs cut with their tokens", ATROPOS_BATCH, "weights[cut]", "weights[-len(sequence.tokens[cut]) :]", IN_ATROPOS),
     ("the quarantine", ATROPOS_BATCH, "self.quarantined.append((raw, str(error)))", "pass", IN_ATROPOS),
+    ("the journal's checksum", JOURNAL, 'and header["sha256"] == hashlib.sha256(body).hexdigest()', "", "atropos_journal"),
+    ("the journal's lock", JOURNAL, "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "atropos_journal"),
+    ("entries that were whole", JOURNAL, "if _whole(part) is not None:", "if False:", "atropos_journal"),
+    ("half an entry", JOURNAL, "if _whole(part) is not None:", "if True:", "atropos_journal"),
+    ("a journal with a gap", JOURNAL, "if index != found:", "if False:", "atropos_journal"),
+    ("an entry written in its place", JOURNAL, 'self._path(index).with_suffix(".part")', "self._path(index)", "atropos_journal"),
     ("a deadline", FAULTS, "or seconds >= timeout_s", "", "engine_faults"),
     ("a dead server", FAULTS, "failures >= _MAX_FAILURES or", "", "engine_faults"),
     ("the main process's exception", FAULTS, "raise outcome[1]", "pass", "engine_faults"),
