@@ -24,7 +24,7 @@ def in_dtype_of_the_policy(trainer: GRPOTrainer, args: Any) -> Iterator[None]:
         return
 
     def in_dtype(**options: Any) -> Any:
-        return engine(**options, dtype=args.vllm_dtype or str(compute_dtype(args, trainer.model))[6:])
+        return engine(**options, dtype=args.vllm_dtype or compute_dtype(args, trainer.model))
 
     trl_generation.LLM = in_dtype
     try:

@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 from urllib3.util.retry import Retry
 
 from trainers.engine.resumable import save_resumable
-from trainers.engine.server import is_healthy, server_url, wait_until_healthy
+from trainers.engine.server import ask_server, is_healthy, server_url, wait_until_healthy
 
 __all__ = ["ServerGuard", "ServerLostError", "on_main_process"]
 
@@ -127,8 +127,7 @@ class ServerGuard:
 
     def _identity(self) -> str:
         try:
-            answer = requests.get(f"{self._url}/server_info", params={"config_format": "json"}, timeout=30)
-            return str(answer.json()["vllm_config"]["instance_id"])
+            return str(ask_server(self._url).json()["vllm_config"]["instance_id"])
         except requests.RequestException as error:
             raise ServerLostError(f"the vLLM server at {self._url} does not answer any more: {error}") from error
 

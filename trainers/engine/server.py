@@ -8,7 +8,7 @@ from typing import Any
 import requests
 from transformers import AutoConfig, PretrainedConfig
 
-__all__ = ["check_server", "is_healthy", "server_url", "wait_until_healthy"]
+__all__ = ["ask_server", "check_server", "is_healthy", "server_url", "wait_until_healthy"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,11 @@ def is_healthy(url: str, timeout_s: float = 5.0) -> bool:
         return False
 
 
+def ask_server(url: str) -> requests.Response:
+    """How the server was started: `vllm_config`, where it says so."""
+    return requests.get(f"{url}/server_info", params={"config_format": "json"}, timeout=30)
+
+
 def wait_until_healthy(url: str, timeout_s: float) -> bool:
     """Whether the server answers within the time."""
     end = time.monotonic() + timeout_s
@@ -66,12 +71,12 @@ def check_server(args: Any, config: PretrainedConfig, path: str) -> None:
     url, start = server_url(args), _START.format(model=path)
     if not is_healthy(url):
         logger.warning("waiting up to %.0f s for the vLLM server at %s", args.vllm_server_timeout, url)
-    if not wait_until_healthy(url, args.vllm_server_timeout):
-        raise ConnectionError(
-            f"no vLLM server answers at {url} within vllm_server_timeout={args.vllm_server_timeout:g} s. Start it with "
-            f"`{start}`, or set vllm_server_base_url"
-        )
-    answer = requests.get(f"{url}/server_info", params={"config_format": "json"}, timeout=30)
+        if not wait_until_healthy(url, args.vllm_server_timeout):
+            raise ConnectionError(
+                f"no vLLM server answers at {url} within vllm_server_timeout={args.vllm_server_timeout:g} s. Start it "
+                f"with `{start}`, or set vllm_server_base_url"
+            )
+    answer = ask_server(url)
     if answer.status_code != 200:
         raise ValueError(
             f"the server at {url} does not say how it was started (/server_info: {answer.status_code}), so that it "

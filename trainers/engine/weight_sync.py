@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer
 
-from trainers.engine.dtypes import TOLERANCES, compute_dtype
+from trainers.engine.dtypes import TOLERANCES, compute_dtype, name_of
 from trainers.engine.exact_merge import merged_without_trace
 from trainers.engine.faults import ServerLostError, on_main_process
 from trainers.engine.probe import engine_log_probs, policy_log_probs, probe_sequences
@@ -50,7 +50,7 @@ class WeightSync:
         self._deliver, self._params = self._generation.sync_weights, self._generation._iter_named_params
         self._generation.sync_weights, self._generation._iter_named_params = self, self._counted_params
         self._sequences = probe_sequences(trainer._tokenizer) if trainer.args.weight_sync_probe_every else []
-        self._dtypes = [str(d)[6:] for d in (compute_dtype(trainer.args, trainer.model), self._engine_dtype())]
+        self._dtypes = [compute_dtype(trainer.args, trainer.model), self._engine_dtype()]
         self.tolerance = trainer.args.weight_sync_tolerance
         if self.tolerance is None:
             if self._generation.mode == "server" and self._dtypes[0] != self._dtypes[1]:
@@ -194,15 +194,13 @@ class WeightSync:
         )
         return scores.to(device)
 
-    def _engine_dtype(self) -> torch.dtype:
+    def _engine_dtype(self) -> str:
         if self._generation.mode == "colocate":
-            dtype: torch.dtype = self._generation.llm.llm_engine.model_config.dtype
-            return dtype
-        name = on_main_process(
+            return name_of(self._generation.llm.llm_engine.model_config.dtype)
+        return on_main_process(
             self._trainer.accelerator,
-            lambda: self._generation.vllm_client.get_server_info()["model_config"]["dtype"],
+            lambda: name_of(self._generation.vllm_client.get_server_info()["model_config"]["dtype"]),
         )
-        return getattr(torch, name.removeprefix("torch."))
 
     def _explanation(self, engine: Tensor) -> str:
         if self._is_sharded:
