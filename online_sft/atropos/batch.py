@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from online_sft.atropos.group import MalformedGroupError, parse_group
 from online_sft.atropos.weights import token_weights
@@ -99,7 +100,4 @@ class AtroposBatchProcessor:
 
 
 def _padded(rows: Sequence[np.ndarray], value: float) -> np.ndarray:
-    padded = np.full((len(rows), max(map(len, rows))), value, dtype=rows[0].dtype)
-    for row, values in zip(padded, rows, strict=True):
-        row[: len(values)] = values
-    return padded
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value).numpy()
