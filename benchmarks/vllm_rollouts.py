@@ -10,15 +10,12 @@ import argparse
 import os
 import statistics
 import subprocess
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import trl.generation.vllm_generation as trl_generation
 from sample_efficiency import METHODS, Bench, Method, Run, quiet, spread
-from test_vllm import ENVIRONMENT
 from trl import GRPOConfig, GRPOTrainer
-from vllm_worker import free_port
+from vllm_tools import ENVIRONMENT
+from vllm_worker import free_port, share_one_engine
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 
@@ -35,23 +32,6 @@ ROLLOUTS = {
 }
 
 
-def share_one_engine() -> None:
-    """All runs of the process use the engine of the first; each sends it its own weights."""
-    build = trl_generation.LLM
-
-    @cache
-    def engine() -> Any:
-        return build(**options)
-
-    options: dict[str, Any] = {}
-
-    def shared(**asked: Any) -> Any:
-        options.update(asked, dtype="float32", max_num_seqs=256)
-        return engine()
-
-    trl_generation.LLM = shared
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -59,7 +39,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/efficiency"))
     options = parser.parse_args()
     quiet()
-    share_one_engine()
+    share_one_engine(dtype="float32", max_num_seqs=256)
     bench = Bench(options.output_dir)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(f"commit {commit}, {options.steps} steps, seeds {options.seeds}")

@@ -35,6 +35,12 @@ def saved_model(model, tokenizer, tmp_path):
     return Qwen2ForCausalLM.from_pretrained(tmp_path / "model")
 
 
+@pytest.fixture
+def folder(saved_model):
+    """Where that model and its tokenizer are."""
+    return saved_model.name_or_path
+
+
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path, monkeypatch):
     """Trainers write to their working directory; keep it out of the repository."""

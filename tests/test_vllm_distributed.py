@@ -5,8 +5,7 @@ import os
 import signal
 
 import pytest
-from test_vllm import engine, server, spec, train
-from test_vllm_faults import Running, folder  # noqa: F401  a fixture
+from vllm_tools import Running, engine, server, spec, train
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -15,7 +14,7 @@ HALF = {"per_device_train_batch_size": 4}
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])
-def test_every_process_has_the_engine_of_its_policy(mode, folder, tmp_path):  # noqa: F811
+def test_every_process_has_the_engine_of_its_policy(mode, folder, tmp_path):
     with engine(mode, folder, tmp_path) as url:
         runs = [spec("nothing is sent", **HALF), spec(**HALF), spec(lora=True, **HALF)]
         train(folder, runs, tmp_path, url, launcher=TWO)
@@ -36,7 +35,7 @@ def test_every_process_has_the_engine_of_its_policy(mode, folder, tmp_path):  # 
         assert max(entry["sampling/sampling_logp_difference/max"] for entry in result["log"]) < 1e-4
 
 
-def test_every_process_learns_that_the_server_is_gone_and_takes_part_in_the_checkpoint(folder, tmp_path):  # noqa: F811
+def test_every_process_learns_that_the_server_is_gone_and_takes_part_in_the_checkpoint(folder, tmp_path):
     with server(folder, tmp_path / "server.log") as (url, process):
         running = Running(folder, spec(max_steps=100_000, **HALF), tmp_path, url, launcher=TWO)
         running.wait_for("'loss'", times=5)

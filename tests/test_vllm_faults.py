@@ -5,24 +5,16 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import vllm_worker
-from test_vllm import ENVIRONMENT, engine, server, spec, started, train
 from transformers import Qwen2ForCausalLM
+from vllm_tools import Running, engine, server, spec, started, train
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-
-
-@pytest.fixture
-def folder(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 def test_a_server_that_cannot_serve_the_run_is_refused_before_the_model_is_loaded(folder, tokenizer, tmp_path):
@@ -63,35 +55,6 @@ def test_in_bfloat16_an_engine_that_never_changes_is_found_long_before_the_toler
     found = float(re.search(r"of the probe is ([\d.]+) nats \(weight_sync_tolerance 0.5;", stale["error"])[1])
     assert 0.01 < found < 0.2
     assert "error" not in healthy, healthy["error"]
-
-
-class Running:
-    """The worker, in the background."""
-
-    def __init__(self, folder, run, tmp_path, url, launcher=()):
-        self.output, self.log = tmp_path / "results.json", tmp_path / "worker.log"
-        spec_file = tmp_path / "spec.json"
-        spec_file.write_text(json.dumps({"model": folder, "url": url, "runs": [run]}))
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *launcher, vllm_worker.__file__, str(self.output), str(spec_file)],
-                env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
-                cwd=tmp_path,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait_for(self, text, times=1, timeout=120):
-        for _ in range(timeout * 10):
-            if self.log.read_text().count(text) >= times:
-                return
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            time.sleep(0.1)
-        pytest.fail(f"{text!r} has not come: {self.log.read_text()[-3000:]}")
-
-    def result(self):
-        self.process.wait(120)
-        return json.loads(self.output.read_text())[0]
 
 
 def test_a_run_whose_server_is_killed_stops_within_a_minute_and_resumes_from_where_it_was(folder, tmp_path):

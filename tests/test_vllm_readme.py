@@ -8,7 +8,7 @@ import sys
 import pytest
 from datasets import Dataset
 from test_readme import BLOCKS, ROOT
-from test_vllm import ENVIRONMENT, server
+from vllm_tools import ENVIRONMENT, server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

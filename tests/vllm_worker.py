@@ -20,6 +20,20 @@ def free_port():
         return listening.getsockname()[1]
 
 
+def share_one_engine(**always):
+    """All trainers of the process use the engine of the first; each sends it its own weights."""
+    import trl.generation.vllm_generation as trl_generation
+
+    build, engines = trl_generation.LLM, []
+
+    def the_engine(**options):
+        if not engines:
+            engines.append(build(**{**options, **always}))
+        return engines[0]
+
+    trl_generation.LLM = the_engine
+
+
 def reward(completion_ids, **columns):
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
@@ -143,8 +157,6 @@ def run(model, args, lora, broken, resume=None):
 def main():
     output, spec = sys.argv[1:]
     spec = json.loads(Path(spec).read_text())
-    import trl.generation.vllm_generation as trl_generation
-
     if spec["url"]:
         import trl_vllm_cpu
 
@@ -152,14 +164,7 @@ def main():
         where = {"vllm_mode": "server", "vllm_server_base_url": spec["url"]}
     else:
         where = {"vllm_mode": "colocate", "vllm_max_model_length": 128}
-        build, engines = trl_generation.LLM, []
-
-        def the_engine(**options):
-            if not engines:
-                engines.append(build(**options))
-            return engines[0]
-
-        trl_generation.LLM = the_engine
+        share_one_engine()
     results = []
     for one in spec["runs"]:
         port = {"vllm_group_port": free_port()} if spec["url"] else {}
