@@ -51,6 +51,7 @@ def weighted_linear_cross_entropy(
     *,
     head_bias: Tensor | None = None,
     transform: LogitTransform | None = None,
+    temperatures: Tensor | None = None,
     objective: Objective = weighted_log_probs,
     chunk_size: int = 256,
     ignore_index: int = -100,
@@ -65,6 +66,7 @@ def weighted_linear_cross_entropy(
         weights: [...], any sign, constant: no gradient flows into them.
         head_bias: [V].
         transform: scale, soft-cap and temperature of the logits.
+        temperatures: [...], of each token, times that of the transform; constant.
         objective: another function of (log_probs, weights), both [N], summed instead of their product, for example with
             a floor. Its derivative at the log-probs is the weight that the gradient sees.
         chunk_size: tokens projected at a time, in two buffers of chunk_size V numbers, whatever the batch. From forward
@@ -78,6 +80,8 @@ def weighted_linear_cross_entropy(
     Raises:
         ValueError: when the shapes disagree. RuntimeError: when backward runs twice, because gradients are handed over.
     """
+    if temperatures is not None and temperatures.shape != labels.shape:
+        raise ValueError(f"temperatures must be {list(labels.shape)} like the labels; got {list(temperatures.shape)}")
     if not hidden.shape[:-1] == labels.shape == weights.shape:
         raise ValueError(
             f"labels and weights must be {list(hidden.shape[:-1])} like the hidden states; "
@@ -91,6 +95,7 @@ def weighted_linear_cross_entropy(
         labels[scored],
         weights.detach()[scored],
         transform or LogitTransform(),
+        None if temperatures is None else temperatures[scored],
         objective,
         chunk_size,
         with_metrics,
@@ -120,6 +125,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         labels: Tensor,  # [N]
         weights: Tensor,  # [N]
         transform: LogitTransform,
+        temperatures: Tensor | None,  # [N]
         objective: Objective,
         chunk_size: int,
         with_metrics: bool,
@@ -165,6 +171,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     logits.mul_(transform.softcap / transform.temperature)
                 elif chain != 1:
                     logits.mul_(chain)
+                if temperatures is not None:
+                    logits.div_(temperatures[chunk].unsqueeze(1))
 
                 if is_top1 is not None:
                     is_top1[chunk] = logits.argmax(-1) == targets
@@ -184,6 +192,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 probs[rows, targets] -= 1
                 error = probs if slope is None else probs.mul_(slope)
                 factor = (chain * slopes).unsqueeze(1)
+                if temperatures is not None:
+                    factor = factor / temperatures[chunk].unsqueeze(1)
                 if grad_bias is not None:
                     grad_bias += (error.T @ factor).squeeze(1)
                 narrow = error.to(dtype)
@@ -208,7 +218,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             None if grad is None else grad.mul_(grad_nll).to(dtype)
             for grad, dtype in zip(grads, ctx.dtypes, strict=True)
         )
-        return *scaled, *[None] * 7
+        return *scaled, *[None] * 8
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -55,7 +55,8 @@ def importance_weights(
     Learning (and can be improved) (2025), https://arxiv.org/abs/2507.12856, with the current policy as the proposal q.
 
     Args:
-        log_probs, ref_log_probs: [...], of each token under the policy and under the one that wrote it, nats.
+        log_probs, ref_log_probs: [...], of each token under the policy and under the one that wrote it, nats; NaN,
+            unknown, counts as the policy's own.
         mask: [...] bool, the loss tokens.
         sequences: [...] int64, the sequence of each token.
         max_weight: where the ratio is cut.
@@ -64,6 +65,6 @@ def importance_weights(
         [...]; the ratio is that of whole sequences, over their loss tokens.
     """
     found, inverse = sequences.unique(return_inverse=True)
-    log_ratios = (log_probs - ref_log_probs).detach().masked_fill(~mask, 0.0)
+    log_ratios = (log_probs - ref_log_probs).detach().masked_fill(~mask | ref_log_probs.isnan(), 0.0)
     sums = log_ratios.new_zeros(len(found)).index_add_(0, inverse.flatten(), log_ratios.flatten())
     return sums.exp().clamp(max=max_weight)[inverse]

@@ -388,7 +388,7 @@ MUTANTS = [
     ("entries that were whole", JOURNAL, "if _whole(part) is not None:", "if False:", "atropos_journal"),
     ("half an entry", JOURNAL, "if _whole(part) is not None:", "if True:", "atropos_journal"),
     ("a journal with a gap", JOURNAL, "if index != found:", "if False:", "atropos_journal"),
-    ("an entry written in its place", JOURNAL, 'self._path(index).with_suffix(".part")', "self._path(index)", "atropos_journal"),
+    ("an entry written in its place", JOURNAL, '_path(self.folder, index).with_suffix(".part")', "_path(self.folder, index)", "atropos_journal"),
     ("a deadline", FAULTS, "or seconds >= timeout_s", "", "engine_faults"),
     ("a dead server", FAULTS, "failures >= _MAX_FAILURES or", "", "engine_faults"),
     ("the main process's exception", FAULTS, "raise outcome[1]", "pass", "engine_faults"),

@@ -98,9 +98,9 @@ def test_a_malformed_group_is_left_out_and_the_others_are_used():
     expected = AtroposBatchProcessor(0).process_atropos_batch(good)
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
-    ((quarantined, reason),) = processor.quarantined
-    assert quarantined == bad[0]
-    assert "0 and 1" in reason
+    (quarantined,) = processor.quarantined
+    assert quarantined.raw == bad[0]
+    assert "0 and 1" in quarantined.reason
     with pytest.raises(MalformedGroupError, match="no group of the batch can be used: masks"):
         processor.process_atropos_batch(bad)
     with pytest.raises(MalformedGroupError, match="it has no groups"):
@@ -111,7 +111,7 @@ def test_of_a_real_environment_whose_advantages_lost_rows_only_that_group_is_lef
     batch = batch_of("real_env_default_collect_partial_advantages.json")
     processor = AtroposBatchProcessor(0)
     found = processor.process_atropos_batch(batch)
-    assert [reason for _, reason in processor.quarantined] == ["advantages has 2 rows for 4 sequences"]
+    assert [each.reason for each in processor.quarantined] == ["advantages has 2 rows for 4 sequences"]
     assert len(found["tokens"]) == len(batch[0]["tokens"])
 
 

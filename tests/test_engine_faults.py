@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from vllm_worker import free_port
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer
-from trainers.engine.faults import on_main_process
+from trainers.main_process import on_main_process
 from trainers.engine.server import check_server, is_healthy, server_url, wait_until_healthy
 
 BLOCKED = """

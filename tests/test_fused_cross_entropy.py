@@ -1,8 +1,10 @@
 """The fused linear cross-entropy against the dense one: values, gradients, metrics, precision, memory."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,31 @@ def test_value_and_gradients_are_those_of_the_dense_loss(transform, chunk_size):
     dense = dense_nll(hidden, weight, bias, labels, weights, transform)
     assert_close(ours.nll, dense)
     assert_close(gradients(ours.nll, hidden, weight, bias), gradients(dense, hidden, weight, bias))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_each_token_may_have_a_temperature_of_its_own(transform):
+    hidden, weight, bias, labels, weights = case()
+    temperatures = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+    ours = weighted_linear_cross_entropy(
+        hidden, weight, labels, weights, head_bias=bias, transform=transform, temperatures=temperatures, chunk_size=4
+    )
+    dense = sum(
+        dense_nll(
+            hidden[index].unsqueeze(0),
+            weight,
+            bias,
+            labels[index].unsqueeze(0),
+            weights[index].unsqueeze(0),
+            replace(transform, temperature=transform.temperature * temperatures[index].item()),
+        )
+        for index in np.ndindex(*labels.shape)
+        if labels[index] != -100
+    )
+    assert_close(ours.nll, dense)
+    assert_close(gradients(ours.nll, hidden, weight, bias), gradients(dense, hidden, weight, bias))
+    with pytest.raises(ValueError, match=r"temperatures must be \[\d+, \d+\] like the labels; got \[2\]"):
+        weighted_linear_cross_entropy(hidden, weight, labels, weights, temperatures=temperatures[0, :2])
 
 
 @pytest.mark.parametrize("objective", [dft, partial(floored, floor=-2.5)], ids=["dft", "floor"])

@@ -85,6 +85,7 @@ UPSTREAM = {
     (trl.SFTTrainer, "_prepare_dataset"): "dataset processing_class args packing formatting_func dataset_name",
     (trl.SFTTrainer, "_set_signature_columns_if_needed"): "",
     (trl.SFTTrainer, "compute_loss"): "model inputs return_outputs num_items_in_batch",
+    (trl.SFTTrainer, "get_train_dataloader"): "",
     (trl.SFTTrainer, "get_batch_samples"): "epoch_iterator num_batches device",
     (trl.SFTTrainer, "log"): "logs start_time",
     (trl.GRPOTrainer, "_calculate_rewards"): "inputs prompts completions completion_ids_list",

@@ -14,12 +14,13 @@ TOKEN_COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "advantages": (torch.float32, 0.0),
     "ref_log_probs": (torch.float32, 0.0),
     "groups": (torch.int64, -1),
+    "temperatures": (torch.float32, 1.0),
 }
 
 
 @dataclass
 class WeightedDataCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, plus `advantages` and, where the rows have them, `ref_log_probs` and `groups`.
+    """TRL's collator, plus `advantages` and, where the rows have them, the other `TOKEN_COLUMNS`.
 
     All are [B, T], or [1, sum of T] without padding, aligned with `input_ids`; advantages are 0 where there is no loss:
     on padding, on masked tokens, and on the first token of each packed sequence or fragment, which nothing predicts.

@@ -24,6 +24,7 @@ class TokenWeighting:
     weights: Tensor  # [B, T], aligned with the tokens
     objective: Objective = weighted_log_probs
     temperature: float = 1.0
+    temperatures: Tensor | None = None  # [B, T], aligned with the tokens; they multiply `temperature`
     chunk_size: int = 256
 
 
@@ -51,6 +52,7 @@ def add_weighted_lm_head(model: PreTrainedModel) -> None:
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
         head = self.get_output_embeddings()
         hidden = hidden.to(head.weight.device)  # `device_map` may put the head on another device
+        temperatures = token_weighting.temperatures
         with maybe_gather_lm_head_ctx(head.weight, head.bias):
             scored = weighted_linear_cross_entropy(
                 hidden,
@@ -59,6 +61,7 @@ def add_weighted_lm_head(model: PreTrainedModel) -> None:
                 token_weighting.weights[:, 1:].to(hidden.device),
                 head_bias=head.bias,
                 transform=logit_transform(self.config.get_text_config(), token_weighting.temperature),
+                temperatures=None if temperatures is None else temperatures[:, 1:].to(hidden.device),
                 objective=token_weighting.objective,
                 chunk_size=token_weighting.chunk_size,
                 with_metrics=True,

@@ -4,17 +4,19 @@ from dataclasses import dataclass
 
 from trl import SFTConfig
 
+from online_sft.atropos.journal import num_entries
 from online_sft.denominators import DENOMINATORS
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import Weighting, parameters_of, weighting_of
+from trainers.atropos.options import AtroposOptions
 from trainers.options import WeightedSFTOptions
 
 __all__ = ["WeightedSFTConfig"]
 
 
 @dataclass
-class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
-    """Every field of `trl.SFTConfig`, and those of `trainers.options.WeightedSFTOptions`.
+class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, SFTConfig):
+    """Every field of `trl.SFTConfig`, and those of `WeightedSFTOptions` and `trainers.atropos.options.AtroposOptions`.
 
     Raises:
         ValueError: for options that would drop or distort the weights (`loss_type="dft"`, label smoothing,
@@ -28,6 +30,11 @@ class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
         self._check_what_would_lose_weights()
         self._check_values()
         self._check_combinations()
+        self.check_atropos(
+            self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size,
+        )
+        if self.is_atropos_stream:
+            self._check_stream()
 
     def weighting_function(self) -> Weighting | None:
         """The weighting with its parameters; None without one."""
@@ -35,6 +42,20 @@ class WeightedSFTConfig(WeightedSFTOptions, SFTConfig):
             return None
         assert not isinstance(self.weighting_kwargs, str)  # TrainingArguments has read the JSON
         return weighting_of(self.weighting, self.weighting_kwargs)
+
+    def _check_stream(self) -> None:
+        self.ignore_data_skip = True  # the journal's position is in the checkpoint
+        if self.atropos_replay and self.max_steps <= 0:
+            self.max_steps = num_entries(self.atropos_replay)
+            if not self.max_steps:
+                raise ValueError(f"there is no batch in the journal atropos_replay={self.atropos_replay!r}")
+        if self.max_steps <= 0:
+            raise ValueError("Atropos' batches never end: set max_steps")
+        of_data_sets = ("packing", "padding_free", "weighting", "align", "completion_only_loss", "assistant_only_loss")
+        for name in (*of_data_sets, "use_advantage_weighting"):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)!r} is for data sets, and has no effect on Atropos' batches")
 
     def _check_what_would_lose_weights(self) -> None:
         if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):

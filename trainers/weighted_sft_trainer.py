@@ -22,6 +22,10 @@ from online_sft.objectives import importance_weights, value_and_slopes
 from online_sft.weight_statistics import WeightStatistics
 from online_sft.weightings import Weighting, fit_temperature
 from trainers.arguments import config_or_default
+from trainers.atropos.batches import AtroposBatches
+from trainers.atropos.dataset import atropos_dataset
+from trainers.atropos.micro_batches import refuse_other_temperatures
+from trainers.atropos.policy_sync import PolicySync
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
@@ -63,6 +67,7 @@ class WeightedSFTTrainer(SFTTrainer):
         __init__: swaps TRL's collator, which ignores the weights, for one that keeps them; adds the weighted LM head.
         _prepare_dataset: TRL truncates and packs tokens and labels only, and does not read every mask on tokenised
         rows. _set_signature_columns_if_needed: TRL would remove the columns.
+        get_train_dataloader: batches of Atropos instead of a data set, where `args` says so.
         get_batch_samples: sees the whole optimizer step; normalises its advantages and counts D.
         compute_loss: the weighted loss; the rest is TRL's.
         log: adds the metrics of the weights.
@@ -88,6 +93,11 @@ class WeightedSFTTrainer(SFTTrainer):
                 f"the argument `weighting` beside args.weighting={args.weighting!r} and "
                 f"use_advantage_weighting={args.use_advantage_weighting}; drop one"
             )
+        from_atropos = atropos_dataset(args, model)
+        if from_atropos is not None:
+            if options.get("train_dataset") is not None:
+                raise ValueError("train_dataset beside a source of Atropos batches in args; drop one")
+            options["train_dataset"] = from_atropos
         self._weighting = weighting or args.weighting_function()
         self._target_ess = args.target_ess
         super().__init__(model, args, *more, **options)
@@ -107,11 +117,25 @@ class WeightedSFTTrainer(SFTTrainer):
         self._num_averaged = (
             self.accelerator.num_processes // self._tp_size if args.average_tokens_across_devices else 1
         )
+        self._atropos: AtroposBatches | None = None
+        if args.is_atropos_stream:
+            self._take_batches_of_atropos()
         self._step_weights = StepWeights(args, self.accelerator, running, self._tp_size)
         self._statistics: dict[str, WeightStatistics] = {}
         self._warned = False
         self._objective = objective_of(args)
         self._add_lm_head()
+
+    def _take_batches_of_atropos(self) -> None:
+        if self._tp_size > 1:
+            raise ValueError("tensor parallelism with Atropos' batches is not supported; set tp_size=1")
+        self._atropos = AtroposBatches(self)
+        self.add_callback(self._atropos)
+        if self.args.atropos_sync_url:
+            self.add_callback(PolicySync(self))
+
+    def get_train_dataloader(self) -> Any:
+        return super().get_train_dataloader() if self._atropos is None else self._atropos
 
     def _add_lm_head(self) -> None:
         """Ours where it can be, TRL's general one elsewhere, and the user is told."""
@@ -172,6 +196,7 @@ class WeightedSFTTrainer(SFTTrainer):
             "advantages": True,
             "groups": args.advantage_normalization == "group",
             "ref_log_probs": args.policy_weighting == "importance",
+            "temperatures": "temperatures" in first,
         }
         columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if needed[name])]
         return cut(prepared, columns, args, dataset_name, packing=packing)
@@ -242,6 +267,8 @@ class WeightedSFTTrainer(SFTTrainer):
                 return model(**kwargs)
             outputs, weights = self._score(model, kwargs, inputs)
             self._count(weights, outputs, inputs["labels"])
+            if self._atropos is not None:
+                self._atropos.compare(outputs, inputs["ref_log_probs"])
             # TRL takes minus their sum. Of a whole step it divides by the labels, and does not undo DDP's average.
             outputs.log_probs = -outputs.nll / denominator
             if is_whole_step:
@@ -255,9 +282,14 @@ class WeightedSFTTrainer(SFTTrainer):
         """The model's output with `nll`, minus the objective summed over the batch in nats; and its tokens' weights."""
         advantages = batch["advantages"]
         if self._has_weighted_head:
-            weighting = TokenWeighting(advantages, self._objective, self.args.temperature, self.args.lm_head_chunk_size)
+            temperatures = batch.get("temperatures")
+            temperature = self.args.temperature if temperatures is None else 1.0
+            chunk_size = self.args.lm_head_chunk_size
+            weighting = TokenWeighting(advantages, self._objective, temperature, temperatures, chunk_size)
             return model(**model_inputs, token_weighting=weighting), advantages[:, 1:]
         labels = batch["labels"]
+        if "temperatures" in batch:
+            refuse_other_temperatures(batch["temperatures"][labels != -100], self.args.temperature)
         if self.args.policy_weighting != "importance":  # whose ratio is that of all of a sequence's tokens
             labels = labels.masked_fill(advantages == 0, -100)
         outputs = model(**{**model_inputs, "labels": labels}, fused_lm_head=True)

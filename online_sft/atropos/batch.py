@@ -1,22 +1,97 @@
-"""A batch of Atropos as padded rows and tensors, under the names of the interface published for Atropos."""
+"""A batch of Atropos as rows, and as padded arrays under the names of the interface published for Atropos."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from online_sft.atropos.group import MalformedGroupError, parse_group
+from online_sft.atropos.group import Floats, Ints, MalformedGroupError, ScoredGroup, parse_group
 from online_sft.atropos.weights import token_weights
 
-__all__ = ["AtroposBatchProcessor"]
+__all__ = ["AtroposBatchProcessor", "BatchReader", "Quarantined", "WeightedRow", "padded"]
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"tokens": torch.long, "labels": torch.long, "loss_masks": torch.long}
+
+
+@dataclass(frozen=True)
+class WeightedRow:
+    """A sequence to train on. Arrays are [L]; entry t belongs to token t."""
+
+    tokens: Ints
+    is_loss: NDArray[np.bool_]
+    weights: Floats  # 0 where there is no loss
+    log_probs: Floats  # of the engine that sampled, nats; NaN where unknown
+    temperature: float  # of the sampling
+    group: int  # its place in the batch
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A group that is not trained on."""
+
+    group: int  # its place in the batch
+    reason: str
+    raw: Any  # as it came
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """How groups become rows.
+
+    Args:
+        max_length: of a sequence in tokens; longer ones lose their end, with its masks, advantages and log-probs.
+        score_normalization: of groups without advantages (`token_weights`).
+        vocab_size, advantages_of_sequences, temperature: of `parse_group`.
+    """
+
+    max_length: int | None = None
+    score_normalization: str = "mean"
+    vocab_size: int | None = None
+    advantages_of_sequences: bool = False
+    temperature: float = 1.0
+
+    def groups(self, batch: Sequence[Any]) -> tuple[dict[int, ScoredGroup], list[Quarantined]]:
+        """The groups of a batch by their place in it, and those that are malformed."""
+        groups: dict[int, ScoredGroup] = {}
+        quarantined = []
+        for index, raw in enumerate(batch):
+            try:
+                groups[index] = parse_group(
+                    raw,
+                    vocab_size=self.vocab_size,
+                    advantages_of_sequences=self.advantages_of_sequences,
+                    temperature=self.temperature,
+                )
+            except MalformedGroupError as error:
+                quarantined.append(Quarantined(index, str(error), raw))
+        return groups, quarantined
+
+    def rows(self, index: int, group: ScoredGroup) -> list[WeightedRow]:
+        """The sequences of a group, weighted and cut."""
+        weights = token_weights(group, self.score_normalization)
+        cut = slice(self.max_length)
+        return [
+            WeightedRow(
+                tokens=sequence.tokens[cut],
+                is_loss=sequence.is_loss[cut],
+                weights=of_tokens[cut],
+                log_probs=(np.full(len(sequence), np.nan) if sequence.log_probs is None else sequence.log_probs)[cut],
+                temperature=sequence.temperature,
+                group=index,
+            )
+            for sequence, of_tokens in zip(group.sequences, weights, strict=True)
+        ]
 
 
 class AtroposBatchProcessor:
@@ -29,9 +104,7 @@ class AtroposBatchProcessor:
 
     Args:
         pad_token_id: at the right of shorter sequences.
-        max_length: of a sequence in tokens; longer ones lose their end, with its masks, advantages and log-probs.
-        score_normalization: of groups without advantages (`token_weights`).
-        vocab_size, advantages_of_sequences: of `parse_group`.
+        max_length, score_normalization, vocab_size, advantages_of_sequences: of `BatchReader`.
     """
 
     def __init__(
@@ -43,10 +116,9 @@ class AtroposBatchProcessor:
         vocab_size: int | None = None,
         advantages_of_sequences: bool = False,
     ) -> None:
-        self.pad_token_id, self.max_length = pad_token_id, max_length
-        self.score_normalization = score_normalization
-        self.vocab_size, self.advantages_of_sequences = vocab_size, advantages_of_sequences
-        self.quarantined: list[tuple[Any, str]] = []
+        self.pad_token_id = pad_token_id
+        self.reader = BatchReader(max_length, score_normalization, vocab_size, advantages_of_sequences)
+        self.quarantined: list[Quarantined] = []
 
     def process_atropos_batch(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Arrays of all sequences of all groups, in order, each [B, T]; T the longest of them.
@@ -57,38 +129,14 @@ class AtroposBatchProcessor:
         Raises:
             MalformedGroupError: when no group of the batch can be used.
         """
-        self.quarantined = []
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("tokens", "is_loss", "advantages", "log_probs")}
-        temperatures = []
-        for index, raw in enumerate(batch):
-            try:
-                group = parse_group(
-                    raw, vocab_size=self.vocab_size, advantages_of_sequences=self.advantages_of_sequences
-                )
-            except MalformedGroupError as error:
-                self.quarantined.append((raw, str(error)))
-                logger.warning("group %d of the batch is left out: %s", index, error)
-                continue
-            for sequence, weights in zip(group.sequences, token_weights(group, self.score_normalization), strict=True):
-                cut = slice(self.max_length)
-                unknown = np.full(len(sequence), np.nan)
-                columns["tokens"].append(sequence.tokens[cut])
-                columns["is_loss"].append(sequence.is_loss[cut])
-                columns["advantages"].append(weights[cut])
-                columns["log_probs"].append((unknown if sequence.log_probs is None else sequence.log_probs)[cut])
-                temperatures.append(sequence.temperature)
-        if not temperatures:
-            reasons = "; ".join(reason for _, reason in self.quarantined) or "it has no groups"
+        groups, self.quarantined = self.reader.groups(batch)
+        for each in self.quarantined:
+            logger.warning("group %d of the batch is left out: %s", each.group, each.reason)
+        rows = [row for index, group in groups.items() for row in self.reader.rows(index, group)]
+        if not rows:
+            reasons = "; ".join(each.reason for each in self.quarantined) or "it has no groups"
             raise MalformedGroupError(f"no group of the batch can be used: {reasons}")
-        tokens, is_loss = _padded(columns["tokens"], self.pad_token_id), _padded(columns["is_loss"], False)
-        return {
-            "tokens": tokens,
-            "loss_masks": is_loss.astype(np.int64),
-            "advantages": _padded(columns["advantages"], 0.0),
-            "labels": np.where(is_loss, tokens, -100),
-            "inference_logprobs": _padded(columns["log_probs"], np.nan),
-            "temperatures": np.array(temperatures),
-        }
+        return padded(rows, self.pad_token_id)
 
     @staticmethod
     def to_tensors(batch: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -99,5 +147,19 @@ class AtroposBatchProcessor:
         }
 
 
-def _padded(rows: Sequence[np.ndarray], value: float) -> np.ndarray:
+def padded(rows: Sequence[WeightedRow], pad_token_id: int) -> dict[str, np.ndarray]:
+    """The arrays of `AtroposBatchProcessor.process_atropos_batch`."""
+    tokens = _stacked([row.tokens for row in rows], pad_token_id)
+    is_loss = _stacked([row.is_loss for row in rows], False)
+    return {
+        "tokens": tokens,
+        "loss_masks": is_loss.astype(np.int64),
+        "advantages": _stacked([row.weights for row in rows], 0.0),
+        "labels": np.where(is_loss, tokens, -100),
+        "inference_logprobs": _stacked([row.log_probs for row in rows], np.nan),
+        "temperatures": np.array([row.temperature for row in rows]),
+    }
+
+
+def _stacked(rows: Sequence[np.ndarray], value: float) -> np.ndarray:
     return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value).numpy()

@@ -48,6 +48,7 @@ class ScoredGroup:
     """The samples of one prompt."""
 
     sequences: tuple[ScoredSequence, ...]
+    policy_version: int | None  # that sampled them: generation_params.policy_version, where the environment says it
     others: Mapping[str, Any] = field(default_factory=dict)  # env_id, messages, images, ref_logprobs, distill_*
 
     @property
@@ -56,18 +57,23 @@ class ScoredGroup:
 
 
 def parse_group(
-    group: Mapping[str, Any], *, vocab_size: int | None = None, advantages_of_sequences: bool = False
+    group: Mapping[str, Any],
+    *,
+    vocab_size: int | None = None,
+    advantages_of_sequences: bool = False,
+    temperature: float = 1.0,
 ) -> ScoredGroup:
     """Reads a group of `/batch`, or a line of a file that an environment has written in process mode.
 
     `null` and `[]` are absent. Temperature: of the sequence's override, or else of generation_params, of
-    group_overrides, or 1.
+    group_overrides, or the one given here.
 
     Args:
         group: as parsed from JSON.
         vocab_size: token ids must be below it; None: any.
         advantages_of_sequences: rows of advantages with one entry belong to the whole sequence. Otherwise such a row is
             an error, unless the sequence has one token.
+        temperature: of the sampling, where the group does not say it.
 
     Raises:
         MalformedGroupError: with the field, the sequence and the value.
@@ -84,7 +90,7 @@ def parse_group(
         raise MalformedGroupError(f"scores has {len(scores)} entries for {count} sequences")
     masks, advantages, log_probs = (_rows(group, name, count) for name in ("masks", "advantages", "inference_logprobs"))
     overrides = _overrides(group, count)
-    temperature = _group_temperature(group)
+    temperature = _group_temperature(group, temperature)
     sequences = tuple(
         _sequence(
             index,
@@ -102,7 +108,8 @@ def parse_group(
     )
     if not any(sequence.is_loss.any() for sequence in sequences):
         raise MalformedGroupError("all tokens are masked, so there is nothing to train on")
-    return ScoredGroup(sequences, {name: value for name, value in group.items() if name not in _KNOWN})
+    others = {name: value for name, value in group.items() if name not in _KNOWN}
+    return ScoredGroup(sequences, _policy_version(group), others)
 
 
 def _sequence(
@@ -184,9 +191,16 @@ def _overrides(group: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
     return [_object(override, f"overrides[{index}]") for index, override in enumerate(overrides)]
 
 
-def _group_temperature(group: Mapping[str, Any]) -> float:
-    temperature = _temperature(_object(group.get("group_overrides"), "group_overrides"), 1.0, "group_overrides")
+def _group_temperature(group: Mapping[str, Any], otherwise: float) -> float:
+    temperature = _temperature(_object(group.get("group_overrides"), "group_overrides"), otherwise, "group_overrides")
     return _temperature(_object(group.get("generation_params"), "generation_params"), temperature, "generation_params")
+
+
+def _policy_version(group: Mapping[str, Any]) -> int | None:
+    version = _object(group.get("generation_params"), "generation_params").get("policy_version")
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
+        raise MalformedGroupError(f"generation_params: policy_version must be a whole number; got {version!r}")
+    return version
 
 
 def _temperature(source: Mapping[str, Any], otherwise: float, name: str) -> float:

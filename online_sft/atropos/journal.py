@@ -5,17 +5,20 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Journal", "JournalEntry", "JournalError"]
+__all__ = ["Journal", "JournalBusyError", "JournalEntry", "JournalError", "num_entries", "read_entry"]
 
 logger = logging.getLogger(__name__)
 
 
 class JournalError(RuntimeError):
     """A journal that cannot be trusted."""
+
+
+class JournalBusyError(JournalError):
+    """A journal that another process writes to."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Journal:
         folder: made if it is not there. One process at a time.
 
     Raises:
-        JournalError: another process writes to it, or an entry is missing.
+        JournalBusyError: another process writes to it.
+        JournalError: an entry is missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -49,7 +53,9 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise JournalError(f"another process writes to the journal {self.folder}; give each run its own") from None
+            raise JournalBusyError(
+                f"another process writes to the journal {self.folder}; give each run its own"
+            ) from None
         try:
             self._length = self._take_stock()
         except JournalError:
@@ -63,7 +69,7 @@ class Journal:
         """Keeps a batch for good, and returns its index."""
         index = self._length
         header = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body), "policy_version": policy_version}
-        part = self._path(index).with_suffix(".part")
+        part = _path(self.folder, index).with_suffix(".part")
         with part.open("wb") as file:
             file.write(json.dumps(header).encode() + b"\n")
             file.write(body)
@@ -73,35 +79,14 @@ class Journal:
         self._length += 1
         return index
 
-    def read(self, start: int = 0) -> Iterator[JournalEntry]:
-        """The entries from `start` on, in order.
-
-        Raises:
-            JournalError: for an entry whose bytes are not those that were written.
-        """
-        for index in range(start, self._length):
-            entry = _whole(self._path(index))
-            if entry is None:
-                raise JournalError(f"{self._path(index)} is damaged: its checksum is not that of its bytes")
-            yield entry
-
     def close(self) -> None:
         """Lets another process write to it."""
         self._lock.close()
 
-    def _path(self, index: int) -> Path:
-        return self.folder / f"{index:08d}.batch"
-
     def _take_stock(self) -> int:
         for part in self.folder.glob("*.part"):
             self._take_over(part)
-        indices = sorted(int(path.stem) for path in self.folder.glob("*.batch"))
-        for index, found in enumerate(indices):
-            if index != found:
-                raise JournalError(
-                    f"entry {index} of the journal {self.folder} is missing; what follows it cannot be replayed"
-                )
-        return len(indices)
+        return num_entries(self.folder)
 
     def _take_over(self, part: Path) -> None:
         if _whole(part) is not None:
@@ -117,6 +102,38 @@ class Journal:
             os.fsync(folder)  # the name, too, must outlive a power cut
         finally:
             os.close(folder)
+
+
+def num_entries(folder: str | Path) -> int:
+    """How many batches a journal holds.
+
+    Raises:
+        JournalError: an entry is missing.
+    """
+    indices = sorted(int(path.stem) for path in Path(folder).glob("*.batch"))
+    for index, found in enumerate(indices):
+        if index != found:
+            raise JournalError(f"entry {index} of the journal {folder} is missing; what follows it cannot be replayed")
+    return len(indices)
+
+
+def read_entry(folder: str | Path, index: int) -> JournalEntry:
+    """One batch of a journal, whoever writes to it.
+
+    Raises:
+        JournalError: it is not there, or its bytes are not those that were written.
+    """
+    path = _path(Path(folder), index)
+    if not path.exists():
+        raise JournalError(f"entry {index} of the journal {folder} is missing")
+    entry = _whole(path)
+    if entry is None:
+        raise JournalError(f"{path} is damaged: its checksum is not that of its bytes")
+    return entry
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"{index:08d}.batch"
 
 
 def _whole(path: Path) -> JournalEntry | None:

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import requests
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from requests.adapters import HTTPAdapter
 from trl import GRPOTrainer
 from urllib3.util.retry import Retry
 
 from trainers.engine.resumable import save_resumable
 from trainers.engine.server import ask_server, is_healthy, server_url, wait_until_healthy
+from trainers.main_process import on_main_process
 
-__all__ = ["ServerGuard", "ServerLostError", "on_main_process"]
+__all__ = ["ServerGuard", "ServerLostError"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +29,6 @@ _NOTHING: dict[str, list] = {"prompt_ids": [], "completion_ids": [], "logprobs":
 
 class ServerLostError(ConnectionError):
     """The vLLM server does not answer any more."""
-
-
-def on_main_process(accelerator: Accelerator, call: Callable[[], T]) -> T:
-    """What the call returns on the main process, or raises there, on all processes."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = call()
-        except Exception as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
 
 
 class ServerGuard:

@@ -1,0 +1,94 @@
+"""Files that Atropos' tools write without a server: groups of process mode, and samples of atropos-sft-gen."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from online_sft.atropos.batch import BatchReader, Quarantined, WeightedRow
+from online_sft.atropos.json_reading import read_json
+
+__all__ = ["read_file"]
+
+
+def read_file(path: str | Path, reader: BatchReader) -> tuple[list[dict[str, Any]], list[tuple[int, Quarantined]]]:
+    """The rows of a file as `WeightedSFTTrainer` takes them, and what is malformed, with its line (from 0).
+
+    A group gives a row for each sequence: `input_ids`, `labels`, `advantages`, `group` (the line) and, where any row
+    of the file needs them, `temperatures`; `ref_log_probs` where every loss token of the file has one. A sample of
+    atropos-sft-gen gives `prompt` and `completion` (a conversation's last message), and its score as it is.
+
+    Raises:
+        ValueError: for pairs of atropos-dpo-gen, lines that are none of these, or a file without a row.
+    """
+    rows: list[dict[str, Any]] = []
+    quarantined: list[tuple[int, Quarantined]] = []
+    for line, raw in _lines(Path(path)):
+        if "tokens" in raw:
+            groups, malformed = reader.groups([raw])
+            quarantined += [(line, each) for each in malformed]
+            rows += [_row(row, line) for group in groups.values() for row in reader.rows(0, group)]
+        else:
+            rows.append(_sample(raw, f"{path}, line {line + 1}"))
+    if not rows:
+        raise ValueError(f"{path} holds no row that can be trained on: " + (quarantined[0][1].reason if quarantined else "it is empty"))
+    return _with_the_same_columns(rows), quarantined
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for line, text in enumerate(file):
+            if not text.strip():
+                continue
+            try:
+                raw = read_json(text)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {line + 1} is no JSON: {error}") from None
+            if not isinstance(raw, dict):
+                raise ValueError(f"{path}, line {line + 1} is no object")
+            yield line, raw
+
+
+def _row(row: WeightedRow, line: int) -> dict[str, Any]:
+    log_probs = np.where(row.is_loss, row.log_probs, 0.0)
+    return {
+        "input_ids": row.tokens.tolist(),
+        "labels": np.where(row.is_loss, row.tokens, -100).tolist(),
+        "advantages": row.weights.tolist(),
+        "group": line,
+        "temperatures": [row.temperature] * len(row),
+        "ref_log_probs": None if np.isnan(log_probs).any() else log_probs.tolist(),
+    }
+
+
+def _sample(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    if "neg" in raw:
+        raise ValueError(f"{name} is a pair of atropos-dpo-gen; train on pairs with trl.DPOTrainer")
+    score = raw.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score):
+        raise ValueError(f"{name} has score {score!r}; it must be a finite number")
+    if "completion" in raw and "prefix" in raw:
+        return {"prompt": raw["prefix"], "completion": raw["completion"], "advantages": float(score)}
+    messages = raw.get("messages")
+    if not isinstance(messages, list) or not messages or messages[-1].get("role") != "assistant":
+        raise ValueError(
+            f"{name} is neither a group (`tokens`) nor a sample of atropos-sft-gen (`prefix` and `completion`, or "
+            f"`messages` that end with the assistant's); it has {', '.join(raw)}"
+        )
+    return {"prompt": messages[:-1], "completion": messages[-1:], "advantages": float(score)}
+
+
+def _with_the_same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    dropped = set()
+    if any(row.get("ref_log_probs") is None for row in rows):
+        dropped.add("ref_log_probs")
+    temperatures = {temperature for row in rows for temperature in row.get("temperatures", [1.0])[:1]}
+    if temperatures == {1.0}:
+        dropped.add("temperatures")
+    kept = [{name: value for name, value in row.items() if name not in dropped} for row in rows]
+    columns = set(kept[0])
+    odd = next((row for row in kept if set(row) != columns), None)
+    if odd is not None:
+        raise ValueError(f"the file mixes kinds of lines: {', '.join(sorted(columns))} and {', '.join(sorted(odd))}")
+    return kept

@@ -1,0 +1,47 @@
+"""What was delivered and not trained on: one line of JSON per group, with the reason."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from online_sft.atropos.batch import Quarantined
+
+__all__ = ["Quarantine"]
+
+
+class Quarantine:
+    """A file of groups. A resumed run meets the same batches again and does not write their groups twice.
+
+    Args:
+        path: of the file; made with the first group.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._known = {
+            (entry["batch"], entry["group"])
+            for entry in map(_read, self.path.read_text().splitlines() if self.path.exists() else [])
+            if entry is not None
+        }
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, batch: int, groups: Iterable[Quarantined]) -> None:
+        """Keeps groups of the batch with this index."""
+        new = [each for each in groups if (batch, each.group) not in self._known]
+        if not new:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            for each in new:
+                entry = {"batch": batch, "group": each.group, "reason": each.reason, "raw": each.raw}
+                file.write(json.dumps(entry) + "\n")
+        self._known |= {(batch, each.group) for each in new}
+
+
+def _read(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None  # the process died while it wrote the line, and will write it again

@@ -1,0 +1,184 @@
+"""The journal as a stream of batches: each entry read, checked, and turned into rows once the trainer is ready for it."""
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from online_sft.atropos.batch import BatchReader, Quarantined, WeightedRow
+from online_sft.atropos.fetcher import Fetcher
+from online_sft.atropos.group import MalformedGroupError, ScoredGroup
+from online_sft.atropos.journal import num_entries, read_entry
+from online_sft.atropos.json_reading import read_json
+from online_sft.atropos.quarantine import Quarantine
+
+__all__ = ["BatchStream", "StepBatch"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one optimizer step trains on."""
+
+    index: int  # of the journal's entry
+    rows: list[WeightedRow]
+    metrics: dict[str, float] = field(default_factory=dict)  # of this batch
+    counts: dict[str, int] = field(default_factory=dict)  # since the run began
+
+
+class BatchStream:
+    """Batches of a journal in order: those that are there, and then those that the fetcher brings.
+
+    Args:
+        journal: its folder.
+        reader: how groups become rows.
+        quarantine: for groups that are not trained on.
+        fetcher: brings more; None: the stream ends with the journal.
+        position: the entry to begin with.
+        max_quarantined: share of malformed groups of a batch, above which `take` raises.
+        max_staleness: optimizer steps since a group was sampled, above which it is left out; None: no limit.
+    """
+
+    def __init__(
+        self,
+        journal: str | Path,
+        reader: BatchReader,
+        quarantine: Quarantine,
+        fetcher: Fetcher | None,
+        *,
+        position: int = 0,
+        max_quarantined: float = 1.0,
+        max_staleness: int | None = None,
+    ) -> None:
+        self._journal, self._reader, self._quarantine, self._fetcher = journal, reader, quarantine, fetcher
+        self._position = position
+        self._max_quarantined, self._max_staleness = max_quarantined, max_staleness
+        self._num_there = num_entries(journal) if fetcher is None else 0
+        self._since: float | None = None
+        self.counts: Counter = Counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no batch will come any more."""
+        return self._fetcher is None and self._position >= self._num_there
+
+    def take(self, policy_version: int, timeout_s: float) -> StepBatch | None:
+        """The next batch that can be trained on; None if it is not there in time.
+
+        Args:
+            policy_version: optimizer steps made.
+            timeout_s: how long to wait.
+
+        Raises:
+            MalformedGroupError: more of a batch is malformed than `max_quarantined`.
+            FetcherError: none will come.
+        """
+        self._since = self._since or time.monotonic()
+        end = time.monotonic() + timeout_s
+        while self._is_there(policy_version, end - time.monotonic()):
+            batch = self._read(self._position, policy_version)
+            self._position += 1
+            if batch.rows:
+                return batch
+            self.counts["unusable_batches"] += 1
+            logger.warning("batch %d of %s is left out: none of its groups can be used", batch.index, self._journal)
+        return None
+
+    def close(self) -> None:
+        """Lets the fetcher end."""
+        if self._fetcher is not None:
+            self._fetcher.close()
+
+    def _is_there(self, policy_version: int, timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while self._fetcher is not None and self._position >= self._num_there:
+            if self._fetcher.num_delivered is not None:
+                self._fetcher.ask(policy_version)
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            self._fetcher.poll(left)
+            self._num_there = self._fetcher.num_delivered or 0
+        return self._position < self._num_there
+
+    def _read(self, index: int, policy_version: int) -> StepBatch:
+        waited, self._since = time.monotonic() - (self._since or 0.0), None
+        started = time.monotonic()
+        entry = read_entry(self._journal, index)
+        raw = _groups_of(entry.body)
+        groups, malformed = self._reader.groups(raw)
+        self._quarantine.add(index, malformed)
+        if malformed:
+            self._warn(index, len(raw), malformed)
+        staleness = {
+            place: policy_version - group.policy_version
+            for place, group in groups.items()
+            if group.policy_version is not None
+        }
+        stale = self._stale(raw, staleness)
+        self._quarantine.add(index, stale)
+        for each in stale:
+            del groups[each.group]
+        rows = [row for place, group in groups.items() for row in self._reader.rows(place, group)]
+        metrics = {
+            **_metrics(groups, rows),
+            "atropos/seconds_rollout": waited,
+            "atropos/seconds_advantages": time.monotonic() - started,
+        }
+        if staleness:
+            metrics["atropos/staleness"] = float(np.mean(list(staleness.values())))
+        self.counts["quarantined_groups"] = len(self._quarantine)
+        counts = self.counts | (self._fetcher.counts if self._fetcher is not None else {})
+        return StepBatch(index, rows, metrics, {f"atropos/{name}": count for name, count in counts.items()})
+
+    def _warn(self, index: int, num_groups: int, malformed: list[Quarantined]) -> None:
+        reasons = "; ".join(f"group {each.group}: {each.reason}" for each in malformed[:3])
+        text = (
+            f"{len(malformed)} of {num_groups} groups of batch {index} are malformed and kept in "
+            f"{self._quarantine.path}: {reasons}{'; ...' if len(malformed) > 3 else ''}"
+        )
+        if len(malformed) > self._max_quarantined * num_groups:
+            raise MalformedGroupError(
+                f"{text}. That is a larger share than atropos_max_quarantined={self._max_quarantined:g}: mend the "
+                "environment; the run resumes with this batch, and trains on what is left of it if you set the share "
+                "to 1"
+            )
+        logger.warning("%s", text)
+
+    def _stale(self, raw: list[Any], staleness: dict[int, int]) -> list[Quarantined]:
+        if self._max_staleness is None:
+            return []
+        return [
+            Quarantined(
+                place, f"sampled {steps} optimizer steps ago; atropos_max_staleness={self._max_staleness}", raw[place]
+            )
+            for place, steps in staleness.items()
+            if steps > self._max_staleness
+        ]
+
+
+def _groups_of(body: bytes) -> list[Any]:
+    answer = read_json(body)
+    return answer["batch"] if isinstance(answer, dict) else answer
+
+
+def _metrics(groups: dict[int, ScoredGroup], rows: list[WeightedRow]) -> dict[str, float]:
+    """Mean score over sequences, also of each environment; what is looked at to see whether a run learns."""
+    if not groups:
+        return {}
+    metrics = {
+        "score": float(np.mean(np.concatenate([group.scores for group in groups.values()]))),
+        "atropos/sequences": len(rows),
+        "atropos/groups": len(groups),
+    }
+    environments = Counter(group.others.get("env_id") for group in groups.values())
+    if len(environments) > 1:
+        for environment in environments:
+            of_it = [group.scores for group in groups.values() if group.others.get("env_id") == environment]
+            metrics[f"score/env_{environment}"] = float(np.mean(np.concatenate(of_it)))
+    return metrics
