@@ -1,9 +1,12 @@
-"""The `online-sft` command: `weighted` and `online` train, `verify`, `inspect` and `score` look, `env` tells versions.
+"""The `online-sft` command.
+
+`weighted`, `replay` and `online` train; `serve` samples; `verify`, `inspect` and `score` look; `env` tells versions.
 
 Heavy imports wait until a run starts, so that every `--help` is quick.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,13 +90,46 @@ def _weighted(arguments: list[str]) -> None:
     import online_sft
 
     online_sft._own_trainers()
+    from trainers.atropos.options import AtroposOptions
     from trainers.options import WeightedSFTOptions
 
-    _print_help_if_asked("weighted", arguments, (WeightedSFTOptions, DataArguments), "trl.SFTConfig")
+    own = (WeightedSFTOptions, DataArguments, AtroposOptions)
+    _print_help_if_asked("weighted", arguments, own, "trl.SFTConfig")
     from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
     data, config, model = parse("online-sft weighted", arguments, (DataArguments, WeightedSFTConfig))
     _train(WeightedSFTTrainer, data, config, model)
+
+
+def _replay(arguments: list[str]) -> None:
+    import online_sft
+
+    online_sft._own_trainers()
+    from trainers.atropos.options import AtroposOptions
+    from trainers.options import WeightedSFTOptions
+
+    _print_help_if_asked("replay", arguments, (AtroposOptions, WeightedSFTOptions), "trl.SFTConfig")
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--atropos_replay", *arguments]
+    from online_sft import WeightedSFTConfig, WeightedSFTTrainer
+
+    # the configuration of the run that wrote the journal may be given as it is
+    no_servers = ["--atropos_api_url", "", "--atropos_sync_url", ""]
+    data, config, model = parse("online-sft replay", [*arguments, *no_servers], (DataArguments, WeightedSFTConfig))
+    if not config.atropos_replay:
+        raise UsageError("no journal: online-sft replay JOURNAL, the folder `journal` in a run's output_dir")
+    if os.path.realpath(config.output_dir) == os.path.dirname(os.path.realpath(config.atropos_replay)):
+        raise UsageError(f"output_dir={config.output_dir!r} holds the run that wrote the journal; set another one")
+    _train(WeightedSFTTrainer, data, config, model)
+
+
+def _serve(arguments: list[str]) -> None:
+    import online_sft
+
+    online_sft._own_trainers()
+    from trainers.inference_server.serving import main as serve
+
+    serve(arguments)
 
 
 def _online(arguments: list[str]) -> None:
@@ -240,6 +276,12 @@ def _env(arguments: list[str]) -> None:
 
 COMMANDS = {
     "weighted": Command("Weighted SFT: fine-tune on a data set with an `advantages` column.", _weighted),
+    "replay": Command(
+        "Train again on what Atropos has delivered to a run, without a server: online-sft replay JOURNAL "
+        "[--FIELD VALUE ...]; weights may be made in other ways.",
+        _replay,
+    ),
+    "serve": Command("An inference server for Atropos environments, on any CPU, that takes the policy's weights.", _serve),
     "online": Command("Online SFT: train on the policy's own graded samples.", _online),
     "inspect": Command(
         "What `weighted` would train on, and what looks wrong with it: online-sft inspect data.jsonl [--FIELD VALUE "
@@ -263,7 +305,6 @@ def _print_help_if_asked(name: str, arguments: list[str], own: tuple[type, ...],
 def _load_reward(name: str) -> Any:
     """A reward function by import path; the trainer knows what other names and paths of reward models mean."""
     import importlib
-    import os
 
     if os.sep in name or "." not in name:
         return name
@@ -303,6 +344,9 @@ def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:
     if model.model_name_or_path is None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
-    train_dataset = _load_split(data, data.dataset_train_split)
+    atropos = [name for name in ("atropos_api_url", "atropos_replay", "atropos_data_path") if getattr(config, name, None)]
+    if atropos and data.dataset_name:
+        raise UsageError(f"dataset_name={data.dataset_name!r} beside {atropos[0]}, which is a source of data too; drop one")
+    train_dataset = None if atropos else _load_split(data, data.dataset_train_split)
     eval_dataset = _load_split(data, data.dataset_test_split) if config.eval_strategy != "no" else None
     fit(trainer_class, config, model, train_dataset, eval_dataset, dataset_name=data.dataset_name, **arguments)

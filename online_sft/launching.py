@@ -2,8 +2,10 @@
 
 import difflib
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -73,9 +75,11 @@ def parse(prog: str, arguments: list[str], dataclasses: tuple[type, ...], **defa
     if "--help_all" in arguments:
         parser.print_help()
         raise SystemExit(0)
+    arguments = _spelled_our_way(arguments)
     try:
         _refuse_unknown(given_fields(arguments), parser)
-        return parser.parse_args_and_config(_with_config_apart(arguments))
+        with tempfile.TemporaryDirectory() as folder:
+            return parser.parse_args_and_config(_with_flat_config(arguments, Path(folder)))
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise UsageError(error) from error
 
@@ -88,15 +92,14 @@ def given_fields(arguments: list[str]) -> dict[str, Any]:
     """
     import yaml
 
-    arguments = _with_config_apart(arguments)
+    arguments = _spelled_our_way(arguments)
     given: dict[str, Any] = {}
     if "--config" in arguments:
         try:
-            with open(arguments[arguments.index("--config") + 1]) as file:
-                config = yaml.safe_load(file)
+            config = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise UsageError(error) from error
-        given |= config if isinstance(config, Mapping) else {}
+        given |= _flat(config) if isinstance(config, Mapping) else {}
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word.startswith("--"):
             name, has_value, value = word.removeprefix("--").partition("=")
@@ -108,7 +111,7 @@ def fit(
     trainer_class: type,
     config: Any,
     model: Any,
-    train_dataset: "Dataset | IterableDataset",
+    train_dataset: "Dataset | IterableDataset | None",
     eval_dataset: "Dataset | IterableDataset | None",
     *,
     dataset_name: str | None,
@@ -146,16 +149,39 @@ def fit(
     trainer.end()
 
 
-def _with_config_apart(arguments: list[str]) -> list[str]:
-    """`--config=FILE` as two words, which is all that TRL's parser knows."""
+def _spelled_our_way(arguments: list[str]) -> list[str]:
+    """`--config=FILE` as two words, which is all that TRL's parser knows; `--data.atropos.x` as `--atropos_x`."""
     arguments = [
-        word
+        word.replace("--data.atropos.", "--atropos_", 1) if word.startswith("--data.atropos.") else word
         for argument in arguments
         for word in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
     ]
     if arguments[-1:] == ["--config"]:
         raise UsageError("--config needs a file")
     return arguments
+
+
+def _with_flat_config(arguments: list[str], folder: Path) -> list[str]:
+    """With a config file in which `data: {atropos: {x: ...}}` is `atropos_x`: TRL's parser knows no nesting."""
+    import yaml
+
+    if "--config" not in arguments:
+        return arguments
+    place = arguments.index("--config") + 1
+    config = yaml.safe_load(Path(arguments[place]).read_text())
+    if not isinstance(config, Mapping) or "data" not in config:
+        return arguments
+    flat = folder / "config.yaml"
+    flat.write_text(yaml.safe_dump(_flat(config)))
+    return [*arguments[:place], str(flat), *arguments[place + 1 :]]
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = config.get("data", {})
+    if not isinstance(data, Mapping) or set(data) - {"atropos"} or not isinstance(data.get("atropos", {}), Mapping):
+        raise UsageError(f"data holds settings of atropos only (data: atropos: api_url: ...); got {data!r:.80}")
+    of_atropos = {f"atropos_{name}": value for name, value in data.get("atropos", {}).items()}
+    return {**{name: value for name, value in config.items() if name != "data"}, **of_atropos}
 
 
 def _refuse_unknown(given: Mapping[str, Any], parser: "TrlParser") -> None:
