@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from online_sft.tasks import prepare_dataset
     from online_sft.verification import verify
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
+    from trainers.atropos.environment import WeightedSFTEnvironment
+    from trainers.atropos.policy_sync import PolicySyncError
     from trainers.engine.faults import ServerLostError
     from trainers.engine.weight_sync import WeightSyncError
     from trainers.evaluation import SampledEvaluationCallback
@@ -58,12 +60,14 @@ _HOME_OF = {
     "OnlineSFTConfig": "trainers.online_sft_config",
     "OnlineSFTTrainer": "trainers.online_sft_trainer",
     "OverlongPenalty": "online_sft.rewards",
+    "PolicySyncError": "trainers.atropos.policy_sync",
     "Proposition3": "online_sft.proposition3",
     "ReasoningGymReward": "online_sft.rewards",
     "SampledEvaluationCallback": "trainers.evaluation",
     "ServerLostError": "trainers.engine.faults",
     "WeightSyncError": "trainers.engine.weight_sync",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
+    "WeightedSFTEnvironment": "trainers.atropos.environment",
     "WeightedSFTInterface": "online_sft.interface",
     "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
     "bias_ledger": "online_sft.ledger",
@@ -99,12 +103,14 @@ __all__ = [
     "OnlineSFTConfig",
     "OnlineSFTTrainer",
     "OverlongPenalty",
+    "PolicySyncError",
     "Proposition3",
     "ReasoningGymReward",
     "SampledEvaluationCallback",
     "ServerLostError",
     "WeightSyncError",
     "WeightedSFTConfig",
+    "WeightedSFTEnvironment",
     "WeightedSFTInterface",
     "WeightedSFTTrainer",
     "bias_ledger",

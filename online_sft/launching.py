@@ -119,10 +119,14 @@ def fit(
 ) -> None:
     """Builds the trainer of the `model` (trl.ModelConfig), trains, and saves.
 
+    `resume_from_checkpoint` is "auto" for the last whole checkpoint, or a new start where there is none.
+
     Raises:
         UsageError: when the trainer refuses the model, the data or a combination of options.
     """
     from trl import get_peft_config, get_quantization_config
+
+    from trainers.checkpoints import last_whole_checkpoint
 
     config.model_init_kwargs = {
         "revision": model.model_revision,
@@ -142,7 +146,8 @@ def fit(
         )
     except (ValueError, OSError) as error:
         raise UsageError(error) from error
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    checkpoint = config.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(config.output_dir) if checkpoint == "auto" else checkpoint)
     trainer.save_model(config.output_dir)
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)

@@ -33,6 +33,26 @@ def running(policy, **options):
             thread.join()
 
 
+class Gate:
+    """Holds a model before one of its forward passes, the `at`-th, until it is opened."""
+
+    def __init__(self, model, at):
+        self.reached, self.prompt_batches, self._open = threading.Event(), [], threading.Event()
+        self._at, self.num_passes = at, 0
+        model.register_forward_pre_hook(self._pass, with_kwargs=True)
+
+    def _pass(self, model, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 1:
+            self.prompt_batches.append(len(kwargs["input_ids"]))
+        if self.num_passes == self._at:
+            self.reached.set()
+            assert self._open.wait(30)
+        self.num_passes += 1
+
+    def open(self):
+        self._open.set()
+
+
 def generate(url, prompt, **options):
     """The answer of `/generate`, with log-probs."""
     body = {"prompt": {"prompt_token_ids": prompt}, "logprobs": 0, **options}
@@ -42,7 +62,7 @@ def generate(url, prompt, **options):
 
 
 def refusal(url, path, body):
-    """Status and message of an answer that is none."""
+    """Status and message of an answer that is an error."""
     answer = requests.post(url + path, json=body, timeout=30)
     return answer.status_code, answer.json()["error"]["message"]
 
@@ -52,13 +72,14 @@ def state_of(model):
     return {name: value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
 
 
-def send_weights(url, weights, version, *, token=TOKEN, sha256=None):
+def send_weights(url, weights, version, **headers):
     """Posts tensors, or bytes that stand for them."""
     body = weights if isinstance(weights, bytes) else safetensors.torch.save(weights)
     headers = {
-        "Authorization": f"Bearer {token}",
+        "Authorization": f"Bearer {TOKEN}",
         "X-Policy-Version": str(version),
-        "X-Sha256": sha256 or hashlib.sha256(body).hexdigest(),
+        "X-Sha256": hashlib.sha256(body).hexdigest(),
+        **headers,
     }
     return requests.post(f"{url}/update_weights", data=body, headers=headers, timeout=30)
 
@@ -70,23 +91,22 @@ def reference_log_probs(model, prompt, completion, temperature=1.0, top_k=0, top
     found = []
     for row, token in zip(logits / temperature, completion, strict=True):
         probabilities = row.softmax(0)
-        order = probabilities.argsort(descending=True).tolist()
-        kept = order[: top_k or None]
+        kept = probabilities.argsort(descending=True).tolist()[: top_k or None]
         share = probabilities[kept] / probabilities[kept].sum()
         num_needed = next(number for number in range(1, len(kept) + 1) if share[:number].sum() >= top_p - 1e-9)
-        kept = kept[:num_needed]
-        assert token in kept
-        found.append((probabilities[token] / probabilities[kept].sum()).log())
+        assert token in kept[:num_needed]
+        found.append((probabilities[token] / probabilities[kept[:num_needed]].sum()).log())
     return torch.stack(found)
 
 
-def log_probs_of(answer):
-    """Of each completion of `/generate`, in the way in which Atropos reads them."""
-    return [torch.tensor([next(iter(at[0].values())) for at in one]).double() for one in answer["logprobs"]]
+def assert_log_probs_are_those_of(model, prompt, tokens, log_probs, **shape):
+    expected = reference_log_probs(model, prompt, tokens, **shape)
+    torch.testing.assert_close(torch.tensor(log_probs, dtype=torch.float64), expected, atol=1e-5, rtol=0)
 
 
-def assert_log_probs_are_those_of(model, answer, prompt, **options):
-    for tokens, log_probs in zip(answer["token_ids"], log_probs_of(answer), strict=True):
-        torch.testing.assert_close(
-            log_probs, reference_log_probs(model, prompt, tokens, **options), atol=1e-5, rtol=0
-        )
+def assert_answer_is_of(model, answer, prompt, **shape):
+    """The log-probs of `/generate`, read as Atropos does, are those of the model."""
+    for tokens, at_each in zip(answer["token_ids"], answer["logprobs"], strict=True):
+        assert [int(next(iter(at[0]))) for at in at_each] == tokens
+        log_probs = [next(iter(at[0].values())) for at in at_each]
+        assert_log_probs_are_those_of(model, prompt, tokens, log_probs, **shape)

@@ -27,10 +27,15 @@ __all__ = [
 
 _CONNECT_S = 10.0
 _CHUNK = 1 << 20
+_NO_CONNECTION = (
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.SSLError,
+)
 
 
 class UnreachableError(ConnectionError):
-    """Nothing listens there: no request was served."""
+    """Nothing answers there, and no batch is lost for it."""
 
 
 class LostBatchError(ConnectionError):
@@ -50,7 +55,7 @@ class ConflictError(RuntimeError):
 
 
 class RefusedError(RuntimeError):
-    """An answer that no repetition will change: a redirect, or HTTP 400 to 499."""
+    """What no repetition will change: a redirect, HTTP 400 to 499, or a URL that is none."""
 
 
 class GarbledAnswerError(RuntimeError):
@@ -94,11 +99,9 @@ class AtroposClient:
     ) -> None:
         self.url = url.rstrip("/")
         self._timeout_s, self._max_response_bytes = timeout_s, max_response_bytes
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.headers["Accept-Encoding"] = "identity"  # gzip takes Atropos longer than the wire saves
+        self._headers = {"Accept-Encoding": "identity"}  # gzip takes Atropos longer than the wire saves
         if authorization:
-            self._session.headers["Authorization"] = authorization
+            self._headers["Authorization"] = authorization
 
     def register(self, registration: Registration, *, reset_on_conflict: bool = False) -> None:
         """Registers, and makes sure of it: Atropos answers 200 to a registration that it ignores.
@@ -112,10 +115,7 @@ class AtroposClient:
         found = self._registered_after(registration)
         wanted = (registration.batch_size, registration.max_token_len)
         if found != wanted and reset_on_conflict:
-            try:
-                self._ask("GET", "/reset_data")
-            except ServerFaultError:
-                pass  # a server that was never registered with cannot be reset, and need not be
+            self._ask("GET", "/reset_data")
             found = self._registered_after(registration)
         if found == wanted:
             return
@@ -125,9 +125,9 @@ class AtroposClient:
             else f"another trainer has registered with batch_size={found[0]} and max_token_len={found[1]}"
         )
         raise ConflictError(
-            f"Atropos at {self.url} ignores our registration with batch_size={wanted[0]} and max_token_len={wanted[1]}: "
-            f"{reason}. Start it anew, or allow it to be cleared with all data that waits there "
-            "(atropos_reset_on_conflict)"
+            f"Atropos at {self.url} ignores our registration with batch_size={wanted[0]} and "
+            f"max_token_len={wanted[1]}: {reason}. Start it anew, or allow it to be cleared with all data that waits "
+            "there (atropos_reset_on_conflict)"
         )
 
     def is_registered(self, registration: Registration) -> bool:
@@ -149,18 +149,15 @@ class AtroposClient:
             answer = read_json(body)
         except ValueError as error:
             raise GarbledAnswerError(f"the answer to /batch is no JSON: {error}", body) from None
-        batch = answer.get("batch", answer) if isinstance(answer, dict) else answer
-        if batch is None:
+        if not isinstance(answer, dict) or "batch" not in answer:
+            raise GarbledAnswerError("the answer to /batch holds no batch", body)
+        if answer["batch"] is None:
             return None
-        if isinstance(answer, dict) and answer.get("status") == "error":
+        if answer.get("status") == "error":
             raise NotRegisteredError(str(answer.get("message")))
-        if not isinstance(batch, list) or not batch:
-            raise GarbledAnswerError("the answer to /batch holds no list of groups", body)
+        if not isinstance(answer["batch"], list) or not answer["batch"]:
+            raise GarbledAnswerError("the batch in the answer to /batch is no list of groups", body)
         return body
-
-    def close(self) -> None:
-        """Closes the connections."""
-        self._session.close()
 
     def _registered_after(self, registration: Registration) -> tuple[int, ...]:
         self._ask("POST", "/register", json=asdict(registration))
@@ -174,24 +171,31 @@ class AtroposClient:
         try:
             answer = read_json(body)
             return tuple(int(answer[name]) for name in names)
-        except (ValueError, KeyError, TypeError):
+        except (LookupError, OverflowError, TypeError, ValueError):
             raise GarbledAnswerError(f"{self.url}{path} does not give {' and '.join(names)}", body) from None
 
     def _ask(self, method: str, path: str, **options: Any) -> bytes:
+        """One connection for each request: one that was kept, and that the server gives up, looks like a lost batch."""
         try:
-            with self._session.request(
-                method,
-                self.url + path,
-                timeout=(_CONNECT_S, self._timeout_s),
-                stream=True,
-                allow_redirects=False,
-                **options,
-            ) as response:
-                body = self._body(response)
+            with (
+                self._session() as session,
+                session.request(
+                    method,
+                    self.url + path,
+                    headers=self._headers,
+                    timeout=(_CONNECT_S, self._timeout_s),
+                    stream=True,
+                    allow_redirects=False,
+                    **options,
+                ) as response,
+            ):
+                body = self._body(response, path)
         except requests.RequestException as error:
             raise self._as_ours(error, path) from error
+        except urllib3.exceptions.ReadTimeoutError as error:
+            raise self._lost(path, self._too_slow("fell silent for")) from error
         except urllib3.exceptions.HTTPError as error:
-            raise LostBatchError(f"the answer of {self.url}{path} broke off: {error}") from error
+            raise self._lost(path, f"broke off: {error}") from error
         if response.is_redirect:
             raise RefusedError(
                 f"{self.url}{path} redirects to {response.headers['Location']}, which is not followed; set the URL of "
@@ -204,30 +208,37 @@ class AtroposClient:
             raise RefusedError(f"{self.url}{path} answers {response.status_code}{way_out}: {body[:200]!r}")
         return body
 
-    def _body(self, response: requests.Response) -> bytes:
+    def _session(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False
+        return session
+
+    def _body(self, response: requests.Response, path: str) -> bytes:
         end = time.monotonic() + self._timeout_s
         body = bytearray()
         while chunk := response.raw.read1(_CHUNK, decode_content=True):
             body += chunk
             if len(body) > self._max_response_bytes:
-                raise LostBatchError(
-                    f"an answer of {self.url} is larger than {self._max_response_bytes} bytes and was not read to its "
-                    "end; raise atropos_max_response_bytes"
-                )
+                limit = self._max_response_bytes
+                raise self._lost(path, f"is larger than {limit} bytes, and not read; raise atropos_max_response_bytes")
             if time.monotonic() > end:
-                raise LostBatchError(
-                    f"an answer of {self.url} has not arrived whole within {self._timeout_s:g} s "
-                    f"({len(body)} bytes); raise atropos_timeout"
-                )
+                raise self._lost(path, self._too_slow("was not whole within"))
         return bytes(body)
 
     def _as_ours(self, error: requests.RequestException, path: str) -> Exception:
-        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
-            return RefusedError(f"{self.url} is no address of a server: {error}")
+        if isinstance(error, ValueError):  # of the URL, or of a header
+            return RefusedError(f"{self.url!r} cannot be asked: {error}")
         if isinstance(error, requests.ReadTimeout):
-            return LostBatchError(f"{self.url}{path} has not answered within {self._timeout_s:g} s")
+            return self._lost(path, self._too_slow("did not begin within"))
         reason = error.args[0] if error.args else None
         reason = getattr(reason, "reason", reason)  # what urllib3 gave up its retries for
-        if isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError):
-            return UnreachableError(f"nothing answers at {self.url}")
-        return LostBatchError(f"the connection to {self.url} broke off: {error}")
+        if isinstance(reason, _NO_CONNECTION):
+            return UnreachableError(f"nothing answers at {self.url}: {reason}")
+        return self._lost(path, f"broke off: {error}")
+
+    def _too_slow(self, what: str) -> str:
+        return f"{what} {self._timeout_s:g} s; raise atropos_timeout"
+
+    def _lost(self, path: str, what: str) -> Exception:
+        kind = LostBatchError if path == "/batch" else UnreachableError
+        return kind(f"the answer of {self.url}{path} {what}")

@@ -5,6 +5,8 @@ with it: it sees that the trainer is gone, puts what it was waiting for into the
 queue between the two.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +14,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 30.0
 _START_S = 10.0
+_MOST_DEATHS = 3  # without a batch between them
+_COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from online_sft.atropos.fetcher import main; main(sys.argv[1])"
 
 
 class FetcherError(RuntimeError):
@@ -59,21 +64,25 @@ class FetcherOptions:
 class Fetcher:
     """The trainer's end: starts the process, asks it for batches, and logs what it has to say.
 
-    Raises:
-        FetcherError: from `poll`.
+    Attributes:
+        num_delivered: entries of the journal; None until the process has opened it.
+        counts: attempts that failed, by trouble.
     """
 
     def __init__(self, options: FetcherOptions) -> None:
         self._options = options
-        self.counts: dict[str, int] = {}  # of troubles, since the process started
+        self.num_delivered: int | None = None
+        self.counts: Counter[str] = Counter()
         self._asked: int | None = None
+        self._num_deaths = 0
         self._start()
 
     def _start(self) -> None:
-        self.num_delivered: int | None = None  # entries of the journal; None until the process has opened it
+        self._has_opened = False  # the journal
         self._rest = b""
+        path = [entry for entry in sys.path if isinstance(entry, str)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(asdict(self._options))],
+            [sys.executable, "-I", "-c", _COMMAND, json.dumps(asdict(self._options)), *path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # what kills the trainer's process group does not kill it
@@ -83,7 +92,8 @@ class Fetcher:
         """Asks for one more batch than there are; `poll` tells when it is there."""
         if self._asked is None:
             self._asked = policy_version
-            self._send()
+            if self._has_opened:
+                self._send()
 
     def poll(self, timeout_s: float) -> None:
         """Waits for news, and takes in `num_delivered` and `counts`.
@@ -105,10 +115,8 @@ class Fetcher:
         """Lets the process end. It does once the request that it waits for has been answered."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already
                 pipe.close()
-            except BrokenPipeError:
-                pass  # it has ended already
         try:
             self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -119,30 +127,37 @@ class Fetcher:
             raise FetcherError(news["fatal"])
         if "warning" in news:
             logger.warning("%s", news["warning"])
-        self.counts |= news.get("counts", {})
+        if "trouble" in news:
+            self.counts[news["trouble"]] += 1
         if "num_delivered" in news:
-            if self.num_delivered is not None:
-                self._asked = None
-            self.num_delivered = news["num_delivered"]
+            self._take_stock(news["num_delivered"])
+
+    def _take_stock(self, num_delivered: int) -> None:
+        """A batch has come, or the process has opened the journal, where one that died may have put a last batch."""
+        has_come = self.num_delivered is not None and num_delivered > self.num_delivered
+        self.num_delivered, self._has_opened = num_delivered, True
+        if has_come:
+            self._asked, self._num_deaths = None, 0
+        elif self._asked is not None:
+            self._send()
 
     def _send(self) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `poll` sees that it is gone
             self._process.stdin.write(json.dumps({"policy_version": self._asked}).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # `poll` sees that it is gone
 
     def _start_again(self) -> None:
-        had_started = self.num_delivered is not None
         self.close()
-        if not had_started:
-            raise FetcherError("the process that fetches batches ended before it had begun; its error is above")
+        self._num_deaths += 1
+        if not self._has_opened or self._num_deaths > _MOST_DEATHS:
+            raise FetcherError(
+                f"the process that fetches batches has ended {self._num_deaths} times without bringing one; its error "
+                "is above"
+            )
         logger.warning("the process that fetches batches is gone; another one is started")
-        asked, self._asked = self._asked, None
+        self.counts["fetcher_restarts"] += 1
         self._start()
-        if asked is not None:
-            self.ask(asked)
 
 
 @dataclass
@@ -153,7 +168,6 @@ class _Errand:
     client: AtroposClient
     is_registered: bool = False
     num_registrations: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
     warned: dict[str, float] = field(default_factory=dict)  # when, by kind
 
     def run(self, journal: Journal) -> None:
@@ -163,7 +177,7 @@ class _Errand:
             if body is None:
                 return
             journal.append(body, policy_version=policy_version)
-            _tell(num_delivered=len(journal), counts=self.counts)
+            _tell(num_delivered=len(journal))
 
     def _delivered(self) -> bytes | None:
         """The next batch; None when the trainer is gone."""
@@ -186,7 +200,10 @@ class _Errand:
         try:
             if not self.is_registered:
                 self._register()
-            return self.client.batch()
+            body = self.client.batch()
+            if body is None:  # and never one again, if somebody has reset the server and data came before we noticed
+                self.is_registered = self.client.is_registered(self.options.registration)
+            return body
         except NotRegisteredError:
             self.is_registered = False
         except ConflictError as error:
@@ -218,14 +235,14 @@ class _Errand:
         if self.is_registered:  # and not reset
             self._count(
                 "lost_batches",
-                f"{error}. A score that is NaN or infinite makes Atropos lose the whole batch; look for it in the "
-                "environments",
+                f"{error}. Atropos loses a batch that holds a score or a log-prob that is NaN or infinite; look for it "
+                "in the environments",
             )
 
     def _keep(self, error: GarbledAnswerError) -> None:
         folder = Path(self.options.journal) / "garbled"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{time.time_ns()}.body"
+        path = folder / f"{hashlib.sha256(error.body).hexdigest()[:16]}.body"  # the same again and again is kept once
         path.write_bytes(error.body)
         self._count("garbled_answers", f"{error}; it begins with {error.body[:60]!r} and is kept in {folder}")
 
@@ -242,8 +259,7 @@ class _Errand:
         )
 
     def _count(self, kind: str, warning: str) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        _tell(counts=self.counts, **({"warning": warning} if self._is_due(kind) else {}))
+        _tell(trouble=kind, **({"warning": warning} if self._is_due(kind) else {}))
 
     def _is_due(self, kind: str) -> bool:
         """The same warning does not come more often than every `warn_after_s`."""
@@ -274,19 +290,26 @@ def _is_trainer_gone(pause_s: float) -> bool:
 
 def _open(folder: str, timeout_s: float) -> Journal:
     """The journal; the fetcher of a killed run may have it until its last request is answered."""
-    end = time.monotonic() + timeout_s
+    end, has_warned = time.monotonic() + timeout_s, False
     while True:
         try:
             return Journal(folder)
-        except JournalBusyError:
+        except JournalBusyError as error:
             if time.monotonic() > end:
                 raise
+            if not has_warned:
+                _tell(warning=f"{error}. Waiting: that of a killed run ends when its last request is answered")
+            has_warned = True
             time.sleep(0.1)
 
 
-def main(arguments: list[str]) -> None:
-    """The process. Its one argument is a `FetcherOptions` in JSON."""
-    given = json.loads(arguments[0])
+def main(options_json: str) -> None:
+    """The process.
+
+    Args:
+        options_json: a `FetcherOptions`.
+    """
+    given = json.loads(options_json)
     options = FetcherOptions(**{**given, "registration": Registration(**given["registration"])})
     client = AtroposClient(
         options.url,
@@ -295,12 +318,7 @@ def main(arguments: list[str]) -> None:
         authorization=os.environ.get("ATROPOS_AUTHORIZATION"),
     )
     try:
-        _Errand(options, client).run(_open(options.journal, options.timeout_s + _START_S))
+        longest_request_s = 2 * options.timeout_s
+        _Errand(options, client).run(_open(options.journal, longest_request_s + _START_S))
     except (ConflictError, RefusedError, JournalError, OSError) as error:
         _tell(fatal=str(error))
-    finally:
-        client.close()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -20,7 +20,8 @@ def read_file(path: str | Path, reader: BatchReader) -> tuple[list[dict[str, Any
     atropos-sft-gen gives `prompt` and `completion` (a conversation's last message), and its score as it is.
 
     Raises:
-        ValueError: for pairs of atropos-dpo-gen, lines that are none of these, or a file without a row.
+        ValueError: for pairs of atropos-dpo-gen, lines that are none of these, different kinds of lines, or a file
+            without a row.
     """
     rows: list[dict[str, Any]] = []
     quarantined: list[tuple[int, Quarantined]] = []
@@ -32,7 +33,11 @@ def read_file(path: str | Path, reader: BatchReader) -> tuple[list[dict[str, Any
         else:
             rows.append(_sample(raw, f"{path}, line {line + 1}"))
     if not rows:
-        raise ValueError(f"{path} holds no row that can be trained on: " + (quarantined[0][1].reason if quarantined else "it is empty"))
+        reason = f"line {quarantined[0][0] + 1}: {quarantined[0][1].reason}" if quarantined else "it is empty"
+        raise ValueError(f"{path} holds no row that can be trained on: {reason}")
+    kinds = sorted(set(map(_kind, rows)))
+    if len(kinds) > 1:
+        raise ValueError(f"{path} mixes {' and '.join(kinds)}; make a file of each kind")
     return _with_the_same_columns(rows), quarantined
 
 
@@ -68,15 +73,26 @@ def _sample(raw: dict[str, Any], name: str) -> dict[str, Any]:
     score = raw.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score):
         raise ValueError(f"{name} has score {score!r}; it must be a finite number")
-    if "completion" in raw and "prefix" in raw:
-        return {"prompt": raw["prefix"], "completion": raw["completion"], "advantages": float(score)}
-    messages = raw.get("messages")
-    if not isinstance(messages, list) or not messages or messages[-1].get("role") != "assistant":
+    prefix, completion, messages = (raw.get(key) for key in ("prefix", "completion", "messages"))
+    if isinstance(prefix, str) and isinstance(completion, str):
+        return {"prompt": prefix, "completion": completion, "advantages": float(score)}
+    if not _is_conversation(messages):
         raise ValueError(
             f"{name} is neither a group (`tokens`) nor a sample of atropos-sft-gen (`prefix` and `completion`, or "
             f"`messages` that end with the assistant's); it has {', '.join(raw)}"
         )
     return {"prompt": messages[:-1], "completion": messages[-1:], "advantages": float(score)}
+
+
+def _is_conversation(messages: Any) -> TypeGuard[list[dict[str, Any]]]:
+    is_list = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    return is_list and len(messages) > 0 and messages[-1].get("role") == "assistant"
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if "input_ids" in row:
+        return "groups"
+    return "texts" if isinstance(row["prompt"], str) else "conversations"
 
 
 def _with_the_same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,9 +102,4 @@ def _with_the_same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     temperatures = {temperature for row in rows for temperature in row.get("temperatures", [1.0])[:1]}
     if temperatures == {1.0}:
         dropped.add("temperatures")
-    kept = [{name: value for name, value in row.items() if name not in dropped} for row in rows]
-    columns = set(kept[0])
-    odd = next((row for row in kept if set(row) != columns), None)
-    if odd is not None:
-        raise ValueError(f"the file mixes kinds of lines: {', '.join(sorted(columns))} and {', '.join(sorted(odd))}")
-    return kept
+    return [{name: value for name, value in row.items() if name not in dropped} for row in rows]

@@ -16,6 +16,7 @@ __all__ = ["MalformedGroupError", "ScoredGroup", "ScoredSequence", "parse_group"
 _MASKED = -100
 _UNKNOWN = 1.0  # the log-prob of masked tokens, and of those whose log-prob nobody knows
 _DUMMY_LOG_PROB = -0.5  # what Atropos' dummy server says of tokens 0, 1, 2, ...
+_LARGEST = 1e30  # beyond it sums in float32 overflow
 _REQUIRED = ("tokens", "masks", "scores")
 _KNOWN = {*_REQUIRED, "advantages", "inference_logprobs", "overrides", "group_overrides", "generation_params"}
 
@@ -198,8 +199,10 @@ def _group_temperature(group: Mapping[str, Any], otherwise: float) -> float:
 
 def _policy_version(group: Mapping[str, Any]) -> int | None:
     version = _object(group.get("generation_params"), "generation_params").get("policy_version")
-    if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
-        raise MalformedGroupError(f"generation_params: policy_version must be a whole number; got {version!r}")
+    if version is None:
+        return None
+    if isinstance(version, bool) or not isinstance(version, int) or abs(version) > _LARGEST:
+        raise MalformedGroupError(f"generation_params: policy_version must be a whole number; got {version!r:.80}")
     return version
 
 
@@ -207,8 +210,8 @@ def _temperature(source: Mapping[str, Any], otherwise: float, name: str) -> floa
     value = source.get("temperature")
     if value is None:
         return otherwise
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-        raise MalformedGroupError(f"{name}: temperature must be a number above 0; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
+        raise MalformedGroupError(f"{name}: temperature must be a number above 0; got {value!r:.80}")
     return float(value)
 
 
@@ -237,7 +240,7 @@ def _rows(group: Mapping[str, Any], name: str, count: int | None) -> list[Any]:
 
 
 def _numbers(values: Any, name: str, kind: type) -> NDArray[Any]:
-    """A row of finite numbers. Whole ones where `kind` is int."""
+    """A row of numbers that float32 can hold. Whole ones where `kind` is int."""
     try:
         array = np.asarray(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
     except ValueError:  # rows of different lengths
@@ -247,9 +250,12 @@ def _numbers(values: Any, name: str, kind: type) -> NDArray[Any]:
         raise MalformedGroupError(
             f"{name} must be a row of {'whole ' if kind is int else ''}numbers; got {values!r:.80}"
         )
-    array = array.astype(np.int64 if kind is int else np.float64)
-    if kind is float and not np.isfinite(array).all():
-        at = int((~np.isfinite(array)).argmax())
+    if kind is int:
+        return array.astype(np.int64)
+    array = array.astype(np.float64)
+    is_usable = np.abs(array) <= _LARGEST  # NaN is not
+    if not is_usable.all():
+        at = int(is_usable.argmin())
         raise MalformedGroupError(f"{name}[{at}] is {array[at]}")
     return array
 

@@ -15,9 +15,12 @@ def read_json(text: bytes) -> Any:
     too, so that whoever checks the values can name them.
 
     Raises:
-        ValueError: when the text is no JSON.
+        ValueError: when the text is no JSON, or nested too deeply.
     """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None

@@ -1,8 +1,10 @@
 """What was delivered and not trained on: one line of JSON per group, with the reason."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from online_sft.atropos.batch import Quarantined
 
@@ -33,11 +35,19 @@ class Quarantine:
         if not new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with self.path.open("a+b") as file:
+            file.write(_end_of_half_a_line(file))
             for each in new:
                 entry = {"batch": batch, "group": each.group, "reason": each.reason, "raw": each.raw}
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps(entry).encode() + b"\n")
         self._known |= {(batch, each.group) for each in new}
+
+
+def _end_of_half_a_line(file: BinaryIO) -> bytes:
+    if not file.tell():
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read() == b"\n" else b"\n"
 
 
 def _read(line: str) -> dict | None:

@@ -1,8 +1,8 @@
-"""The journal as a stream of batches: each entry read, checked, and turned into rows once the trainer is ready for it."""
+"""The journal as a stream of batches: each entry is read, checked, and made into rows when the trainer asks for it."""
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from online_sft.atropos.batch import BatchReader, Quarantined, WeightedRow
 from online_sft.atropos.fetcher import Fetcher
 from online_sft.atropos.group import MalformedGroupError, ScoredGroup
-from online_sft.atropos.journal import num_entries, read_entry
+from online_sft.atropos.journal import JournalError, num_entries, read_entry
 from online_sft.atropos.json_reading import read_json
 from online_sft.atropos.quarantine import Quarantine
 
@@ -58,7 +58,11 @@ class BatchStream:
         self._journal, self._reader, self._quarantine, self._fetcher = journal, reader, quarantine, fetcher
         self._position = position
         self._max_quarantined, self._max_staleness = max_quarantined, max_staleness
-        self._num_there = num_entries(journal) if fetcher is None else 0
+        self._num_there = 0
+        if fetcher is None:
+            self._num_there = self._checked(num_entries(journal))
+            if not self._num_there:
+                raise JournalError(f"there is no batch in the journal {journal}")
         self._since: float | None = None
         self.counts: Counter = Counter()
 
@@ -78,12 +82,13 @@ class BatchStream:
             MalformedGroupError: more of a batch is malformed than `max_quarantined`.
             FetcherError: none will come.
         """
-        self._since = self._since or time.monotonic()
-        end = time.monotonic() + timeout_s
-        while self._is_there(policy_version, end - time.monotonic()):
-            batch = self._read(self._position, policy_version)
+        now = time.monotonic()
+        end, self._since = now + timeout_s, self._since or now
+        while self._is_there(policy_version, end):
+            batch = self._read(self._position, policy_version, waited=time.monotonic() - self._since)
             self._position += 1
             if batch.rows:
+                self._since = None
                 return batch
             self.counts["unusable_batches"] += 1
             logger.warning("batch %d of %s is left out: none of its groups can be used", batch.index, self._journal)
@@ -94,20 +99,27 @@ class BatchStream:
         if self._fetcher is not None:
             self._fetcher.close()
 
-    def _is_there(self, policy_version: int, timeout_s: float) -> bool:
-        end = time.monotonic() + timeout_s
-        while self._fetcher is not None and self._position >= self._num_there:
+    def _is_there(self, policy_version: int, end: float) -> bool:
+        is_late = False
+        while self._fetcher is not None and self._position >= self._num_there and not is_late:
             if self._fetcher.num_delivered is not None:
                 self._fetcher.ask(policy_version)
             left = end - time.monotonic()
-            if left <= 0:
-                break
-            self._fetcher.poll(left)
-            self._num_there = self._fetcher.num_delivered or 0
+            is_late = left <= 0
+            self._fetcher.poll(max(left, 0.0))
+            if self._fetcher.num_delivered is not None:
+                self._num_there = self._checked(self._fetcher.num_delivered)
         return self._position < self._num_there
 
-    def _read(self, index: int, policy_version: int) -> StepBatch:
-        waited, self._since = time.monotonic() - (self._since or 0.0), None
+    def _checked(self, num_there: int) -> int:
+        if num_there < self._position:
+            raise JournalError(
+                f"the journal {self._journal} holds {num_there} batches, and the run has consumed {self._position}; "
+                "set atropos_journal to the journal of the run that is resumed"
+            )
+        return num_there
+
+    def _read(self, index: int, policy_version: int, waited: float) -> StepBatch:
         started = time.monotonic()
         entry = read_entry(self._journal, index)
         raw = _groups_of(entry.body)
@@ -163,8 +175,7 @@ class BatchStream:
 
 
 def _groups_of(body: bytes) -> list[Any]:
-    answer = read_json(body)
-    return answer["batch"] if isinstance(answer, dict) else answer
+    return read_json(body)["batch"]
 
 
 def _metrics(groups: dict[int, ScoredGroup], rows: list[WeightedRow]) -> dict[str, float]:
@@ -176,9 +187,9 @@ def _metrics(groups: dict[int, ScoredGroup], rows: list[WeightedRow]) -> dict[st
         "atropos/sequences": len(rows),
         "atropos/groups": len(groups),
     }
-    environments = Counter(group.others.get("env_id") for group in groups.values())
-    if len(environments) > 1:
-        for environment in environments:
-            of_it = [group.scores for group in groups.values() if group.others.get("env_id") == environment]
-            metrics[f"score/env_{environment}"] = float(np.mean(np.concatenate(of_it)))
+    scores: dict[str, list[float]] = defaultdict(list)
+    for group in groups.values():
+        scores[f"score/env_{group.others.get('env_id')}"].extend(group.scores)
+    if len(scores) > 1:
+        metrics |= {name: float(np.mean(of_it)) for name, of_it in scores.items()}
     return metrics

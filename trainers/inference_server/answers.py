@@ -21,7 +21,7 @@ def native_answer(parsed: ParsedRequest, samples: Samples, tokenizer: PreTrained
     """One entry a completion in each list; `logprobs[i][t]` is `[{token id: nats}]`, the token that was drawn first."""
     (prompt,), completions = parsed.generation.prompts, samples.completions
     answer: dict[str, object] = {
-        "text": [text_of(completion, tokenizer, parsed.style) for completion in completions],
+        "text": [_text(completion, tokenizer, parsed) for completion in completions],
         "prompt": tokenizer.decode(prompt),
         "finish_reasons": [completion.finish_reason for completion in completions],
         "prompt_token_ids": prompt,
@@ -40,7 +40,7 @@ def completion_answer(
     choices = [
         {
             "index": index,
-            "text": text_of(completion, tokenizer, parsed.style),
+            "text": _text(completion, tokenizer, parsed),
             "logprobs": _completion_log_probs(completion, tokenizer) if parsed.wants_log_probs else None,
             "finish_reason": completion.finish_reason,
         }
@@ -54,13 +54,18 @@ def chat_answer(parsed: ParsedRequest, samples: Samples, tokenizer: PreTrainedTo
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text_of(completion, tokenizer, parsed.style)},
+            "message": {"role": "assistant", "content": _text(completion, tokenizer, parsed)},
             "logprobs": {"content": _chat_log_probs(completion, tokenizer)} if parsed.wants_log_probs else None,
             "finish_reason": completion.finish_reason,
         }
         for index, completion in enumerate(samples.completions)
     ]
     return {"object": "chat.completion", "choices": choices, **_frame("chatcmpl", parsed, samples, model_name)}
+
+
+def _text(completion: Completion, tokenizer: PreTrainedTokenizerBase, parsed: ParsedRequest) -> str:
+    skip = parsed.generation.sampling.skip_special_tokens
+    return text_of(completion, tokenizer, skip_special_tokens=skip, include_end=parsed.include_end)
 
 
 def _frame(kind: str, parsed: ParsedRequest, samples: Samples, model_name: str) -> Json:

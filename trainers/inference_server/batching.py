@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -79,8 +79,9 @@ class Batcher:
     def __init__(self, policy: Policy, *, max_batch_rows: int) -> None:
         if max_batch_rows < 1:
             raise ValueError(f"max_batch_rows must be at least 1; got {max_batch_rows}")
-        self._policy, self._max_batch_rows = policy, max_batch_rows
-        self._tokenizer = copy.deepcopy(policy.tokenizer)  # tokenizers are not safe to share between threads
+        # tokenizers are not safe to share between threads
+        self._policy = replace(policy, tokenizer=copy.deepcopy(policy.tokenizer))
+        self._max_batch_rows = max_batch_rows
         self._generator = torch.Generator(policy.model.device)
         self._generator.seed()
         self._waiting: deque[_Waiting] = deque()
@@ -181,10 +182,6 @@ class Batcher:
                 rows[start : start + self._max_batch_rows],
                 first.sampling,
                 generator=generator,
-                decode=self._decode,
                 abort=self._closing,
             )
         return iter(found)
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

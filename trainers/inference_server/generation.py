@@ -1,7 +1,7 @@
 """Completions of prompts: tokens, and the log-probs of the distribution that each was drawn from."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -47,7 +47,6 @@ def generate(
     sampling: Sampling,
     *,
     generator: torch.Generator,
-    decode: Callable[[list[int]], str],
     abort: threading.Event,
 ) -> list[Completion]:
     """One completion for each prompt, in one batch, padded on the left.
@@ -55,7 +54,6 @@ def generate(
     Args:
         prompts: token ids, at least one each.
         generator: of the policy's device; the global one is not touched.
-        decode: the text of a completion's tokens, in which the texts of `sampling.stop` are looked for.
         abort: ends it before the next token, when set.
 
     Raises:
@@ -66,7 +64,7 @@ def generate(
     rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     draw = _Draw(sampling, generator)
-    ends = _Ends(policy.eos_token_ids, sampling, width, decode, abort)
+    ends = _Ends(policy, sampling, width, abort)
     policy.model.generate(
         input_ids=torch.tensor(rows, device=policy.model.device),
         attention_mask=torch.tensor(masks, device=policy.model.device),
@@ -128,16 +126,9 @@ def _finite(log_probs: Tensor, ids: Tensor) -> dict[int, float]:
 class _Ends(StoppingCriteria):
     """Remembers for each row after how many tokens it ended, and by what."""
 
-    def __init__(
-        self,
-        eos_token_ids: frozenset[int],
-        sampling: Sampling,
-        prompt_length: int,
-        decode: Callable[[list[int]], str],
-        abort: threading.Event,
-    ) -> None:
-        self._tokens = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else eos_token_ids)
-        self._texts, self._prompt_length, self._decode, self._abort = sampling.stop, prompt_length, decode, abort
+    def __init__(self, policy: Policy, sampling: Sampling, prompt_length: int, abort: threading.Event) -> None:
+        self._policy, self._sampling, self._prompt_length, self._abort = policy, sampling, prompt_length, abort
+        self._tokens = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else policy.eos_token_ids)
         self.ended: dict[int, tuple[int, int | str]] = {}
 
     def __call__(self, input_ids: LongTensor, scores: Tensor | None, **kwargs: object) -> Tensor:
@@ -147,9 +138,12 @@ class _Ends(StoppingCriteria):
                 continue
             if token in self._tokens:
                 self.ended[row] = (length, token)
-            elif self._texts:
-                text = self._decode(input_ids[row, self._prompt_length :].tolist())
-                found = [stop for stop in self._texts if stop in text]
+            elif self._sampling.stop:
+                text = self._policy.tokenizer.decode(
+                    input_ids[row, self._prompt_length :].tolist(),
+                    skip_special_tokens=self._sampling.skip_special_tokens,
+                )
+                found = [stop for stop in self._sampling.stop if stop in text]
                 if found:
                     self.ended[row] = (length, min(found, key=text.index))
         is_over = [self._abort.is_set() or row in self.ended for row in range(len(input_ids))]

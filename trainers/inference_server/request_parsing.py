@@ -10,7 +10,7 @@ from trainers.inference_server.batching import GenerationRequest
 from trainers.inference_server.options import Options, is_token_ids
 from trainers.inference_server.policy import Policy
 from trainers.inference_server.sampling import Sampling
-from trainers.inference_server.texts import TextStyle, chat_text, encode
+from trainers.inference_server.texts import chat_text, encode
 
 __all__ = ["ParsedRequest", "chat_request", "completion_request", "native_request"]
 
@@ -24,7 +24,7 @@ class ParsedRequest:
     """What to generate, and how to tell it."""
 
     generation: GenerationRequest
-    style: TextStyle
+    include_end: bool  # whether texts show what ended them
     wants_log_probs: bool
 
 
@@ -83,19 +83,18 @@ def _parsed(
         stop=options.texts("stop"),
         stop_token_ids=frozenset(options.token_ids("stop_token_ids")),
         ignore_eos=options.flag("ignore_eos", False),
+        skip_special_tokens=options.flag("skip_special_tokens", True),
         num_top=num_top or 0,
     )
-    style = TextStyle(
-        skip_special_tokens=options.flag("skip_special_tokens", True),
-        include_stop_str_in_output=options.flag("include_stop_str_in_output", False),
-    )
+    include_end = options.flag("include_stop_str_in_output", False)
     n, seed = options.integer("n", 1), options.integer_or_none("seed")
     if not 1 <= n * len(prompts) <= _MAX_N:
         raise ValueError(f"n must make between 1 and {_MAX_N} completions; got n={n} for {len(prompts)} prompts")
     if seed is not None and not 0 <= seed <= _MAX_SEED:
         raise ValueError(f"seed must be between 0 and {_MAX_SEED}; got {seed}")
     options.refuse_rest()
-    return ParsedRequest(GenerationRequest(prompts, n, sampling, seed), style, wants_log_probs=num_top is not None)
+    request = GenerationRequest(prompts, n, sampling, seed)
+    return ParsedRequest(request, include_end, wants_log_probs=num_top is not None)
 
 
 def _max_tokens(options: Options, prompt_length: int, policy: Policy, default: int | None) -> int:

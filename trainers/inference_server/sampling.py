@@ -28,6 +28,7 @@ class Sampling:
     stop: tuple[str, ...] = ()  # texts that end a completion
     stop_token_ids: frozenset[int] = frozenset()  # beside the EOS
     ignore_eos: bool = False
+    skip_special_tokens: bool = True  # in the text in which `stop` is looked for
     num_top: int = 0  # how many of the likeliest tokens to tell at each position
 
     def __post_init__(self) -> None:

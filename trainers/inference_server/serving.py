@@ -85,14 +85,14 @@ def serve(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
         policy = Policy.load(model, dtype=dtype, device=device)
-        port = listener.getsockname()[1]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         app = build_app(
             policy,
             token=_token(),
             model_name=served_model_name or model,
             max_batch_rows=max_batch_rows,
             max_body_bytes=default_max_bytes(policy.model) if max_body_bytes is None else max_body_bytes,
-            on_start=lambda: print(f"serving {model} (policy version 0) on http://{host}:{port}", flush=True),
+            on_start=lambda: print(f"serving {model} (policy version 0) on {url}", flush=True),
         )
         server = http_server(app)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises again what has ended it

@@ -1,22 +1,13 @@
 """Texts into tokens, as vLLM does it, and back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from trainers.inference_server.generation import Completion
 
-__all__ = ["TextStyle", "chat_text", "encode", "text_of"]
-
-
-@dataclass(frozen=True)
-class TextStyle:
-    """What of a completion's tokens its text shows."""
-
-    skip_special_tokens: bool = True
-    include_stop_str_in_output: bool = False  # the text or token that ended it
+__all__ = ["chat_text", "encode", "text_of"]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
@@ -42,15 +33,15 @@ def chat_text(
         raise ValueError(f"the chat template cannot be applied: {error}") from error
 
 
-def text_of(completion: Completion, tokenizer: PreTrainedTokenizerBase, style: TextStyle) -> str:
-    """Without what ended it, unless the style wants that."""
+def text_of(
+    completion: Completion, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool, include_end: bool
+) -> str:
+    """Of a completion's tokens; without the text or token that ended it, unless that is to be included."""
     tokens, end = completion.tokens, completion.ended_by
-    if isinstance(end, int) and not style.include_stop_str_in_output:
+    if isinstance(end, int) and not include_end:
         tokens = tokens[:-1]
-    text = str(tokenizer.decode(tokens, skip_special_tokens=style.skip_special_tokens))
-    if isinstance(end, str) and end in text:
-        return text[: text.index(end) + len(end) * style.include_stop_str_in_output]
-    return text
+    text = str(tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
+    return text[: text.index(end) + len(end) * include_end] if isinstance(end, str) else text
 
 
 def _as_text(content: object) -> str | None:
