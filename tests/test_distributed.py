@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import atropos_worker
 import distributed_worker
 import filter_worker
 import pytest
 import sharded_head_worker
+from atropos_tools import Answer, ScriptedAtropos
 from torch.testing import assert_close
 
 
@@ -70,3 +72,28 @@ def test_filtering_makes_the_same_calls_on_every_rank_though_only_one_has_someth
     assert ranks[0]["parameters"] == ranks[1]["parameters"]
     assert not first[0] & set(ranks[0]["used"][0])
     assert set(ranks[1]["used"][0]) == first[1]
+
+
+@pytest.mark.distributed
+def test_only_one_process_fetches_batches_of_atropos_and_two_train_like_one(tmp_path):
+    """The third batch holds three sequences, less than there are micro-batches; the second a malformed group."""
+    folder = Path(__file__).parent / "data" / "atropos"
+    model, output = str(folder / "model"), tmp_path / "log.json"
+    bodies = [(folder / name).read_bytes() for name in ("03_token_advantages.json", "07_overrides.json")]
+    mixed = json.loads(bodies[1])
+    mixed["batch"].append(json.loads((folder / "bad_24_masks_zero_one.json").read_text())["batch"][0])
+    small = json.loads(bodies[0])
+    columns = ("tokens", "masks", "scores", "advantages", "inference_logprobs")
+    small["batch"][0].update({name: small["batch"][0][name][:3] for name in columns})
+    bodies = [bodies[0], json.dumps(mixed).encode(), json.dumps({"batch": small["batch"][:1]}).encode()]
+    with ScriptedAtropos(*map(Answer, bodies)) as server:
+        source = [f"atropos_api_url={server.url}", "max_steps=3", f"output_dir={tmp_path / 'two'}"]
+        on_two_processes(atropos_worker.__file__, model, str(output), "2", *source)
+        assert server.num_requests("/register") == 1
+        assert server.num_requests("/batch") == 3
+    two = [entry for entry in json.loads(output.read_text()) if "loss" in entry]
+    trainer = atropos_worker.train(model, 1, atropos_replay=str(tmp_path / "two" / "journal"))
+    one = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for key in ("loss", "grad_norm", "nll", "ess", "score", "atropos/quarantined_groups", "atropos/sequences"):
+        assert_close([entry[key] for entry in two], [entry[key] for entry in one], rtol=1e-4, atol=1e-5)
+    assert [entry["atropos/sequences"] for entry in two] == [8, 8, 3]

@@ -145,7 +145,7 @@ class BatchStream:
         if staleness:
             metrics["atropos/staleness"] = float(np.mean(list(staleness.values())))
         self.counts["quarantined_groups"] = len(self._quarantine)
-        counts = self.counts | (self._fetcher.counts if self._fetcher is not None else {})
+        counts = {**self.counts, **(self._fetcher.counts if self._fetcher is not None else {})}
         return StepBatch(index, rows, metrics, {f"atropos/{name}": count for name, count in counts.items()})
 
     def _warn(self, index: int, num_groups: int, malformed: list[Quarantined]) -> None:
