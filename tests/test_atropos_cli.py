@@ -110,9 +110,7 @@ def test_the_synthetic_environment_posts_groups_of_the_patterns_to_a_real_server
         environment = WeightedSFTEnvironment(MODEL, patterns, api_url=api.url, group_size=2, max_token_length=20)
         thread = threading.Thread(target=asyncio.run, args=(environment.run_environment(num_samples=12),))
         thread.start()
-        run_of(
-            atropos_api_url=api.url, atropos_refresh_interval=0.05, max_steps=3, per_device_train_batch_size=4
-        )
+        run_of(atropos_api_url=api.url, atropos_refresh_interval=0.05, max_steps=3, per_device_train_batch_size=4)
         thread.join()
         assert api.get("/status")["queue_size"] == 0
     assert not Path("out/quarantine.jsonl").exists()

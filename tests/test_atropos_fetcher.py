@@ -82,7 +82,7 @@ def wait_until(condition, fetcher=None, timeout_s=20.0):
         if fetcher is None:
             time.sleep(0.01)
         else:
-            fetcher.poll(0.1)
+            fetcher.poll(0.05)
 
 
 def wait_for_batches(fetcher, number):
@@ -90,8 +90,8 @@ def wait_for_batches(fetcher, number):
     assert fetcher.num_delivered == number
 
 
-def post_once_registered(atropos, *args):
-    wait_until(lambda: atropos.get("/info")["batch_size"] == REGISTRATION["batch_size"])
+def post_once_registered(atropos, fetcher, *args):
+    wait_until(lambda: atropos.get("/info")["batch_size"] == REGISTRATION["batch_size"], fetcher)
     atropos.post_group(*args)
 
 
@@ -138,7 +138,7 @@ def test_a_batch_that_was_asked_for_before_the_process_was_there_comes_too(fetch
 def test_it_asks_again_until_there_is_enough_data(fetcher_of, atropos, journal):
     fetcher = fetcher_of(atropos)
     fetcher.ask(0)
-    post_once_registered(atropos, [0.5])
+    post_once_registered(atropos, fetcher, [0.5])
     fetcher.poll(0.2)
     assert fetcher.num_delivered == 0
     atropos.post_group([0.25])
@@ -188,7 +188,7 @@ def test_the_next_run_waits_for_the_batch_of_a_killed_one(options, fetcher_of, j
 def test_a_journal_that_stays_with_another_run_is_refused(fetcher_of, journal):
     other = Journal(journal)
     fetcher = fetcher_of("http://127.0.0.1:1", timeout_s=0.1)
-    with pytest.raises(FetcherError, match="another process writes to the journal .*; give each run its own"):
+    with pytest.raises(FetcherError, match=r"another process writes to the journal .*; give each run its own"):
         wait_until(lambda: False, fetcher)
     other.close()
 
@@ -198,7 +198,7 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for_and_registered_
 ):
     fetcher = fetcher_of(atropos)
     fetcher.ask(0)
-    post_once_registered(atropos, [1.0, 0.0])
+    post_once_registered(atropos, fetcher, [1.0, 0.0])
     wait_for_batches(fetcher, 1)
     atropos.kill()
     fetcher.ask(1)
@@ -206,7 +206,7 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for_and_registered_
     wait_until(lambda: time.monotonic() > end, fetcher)
     assert 3 <= fetcher.counts["outages"] <= 8  # pauses double; without that it were 50
     atropos.start()
-    post_once_registered(atropos, [2.0, 0.0])
+    post_once_registered(atropos, fetcher, [2.0, 0.0])
     wait_for_batches(fetcher, 2)
     assert scores_of(journal) == [[1.0, 0.0], [2.0, 0.0]]
     assert fetcher.counts["new_registrations"] == 1
@@ -215,15 +215,26 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for_and_registered_
     assert "Start it with `run-api`, or set atropos_api_url" in warning
 
 
+def test_a_run_may_begin_before_its_server(fetcher_of, atropos):
+    atropos.kill()
+    fetcher = fetcher_of(atropos)
+    fetcher.ask(0)
+    wait_until(lambda: fetcher.counts["outages"], fetcher)
+    atropos.start()
+    post_once_registered(atropos, fetcher)
+    wait_for_batches(fetcher, 1)
+    assert set(fetcher.counts) == {"outages"}
+
+
 def test_a_server_that_was_started_anew_while_nothing_was_asked_is_registered_with(fetcher_of, atropos, journal):
     fetcher = fetcher_of(atropos)
     fetcher.ask(0)
-    post_once_registered(atropos)
+    post_once_registered(atropos, fetcher)
     wait_for_batches(fetcher, 1)
     atropos.kill()
     atropos.start()
     fetcher.ask(1)
-    post_once_registered(atropos)
+    post_once_registered(atropos, fetcher)
     wait_for_batches(fetcher, 2)
     assert fetcher.counts == {"new_registrations": 1}
 
@@ -231,11 +242,11 @@ def test_a_server_that_was_started_anew_while_nothing_was_asked_is_registered_wi
 def test_a_server_that_somebody_resets_is_registered_with_again(fetcher_of, atropos, journal):
     fetcher = fetcher_of(atropos)
     fetcher.ask(0)
-    post_once_registered(atropos, [1.0, 0.0])
+    post_once_registered(atropos, fetcher, [1.0, 0.0])
     wait_for_batches(fetcher, 1)
     atropos.get("/reset_data")
     fetcher.ask(1)
-    post_once_registered(atropos, [2.0, 0.0])
+    post_once_registered(atropos, fetcher, [2.0, 0.0])
     wait_for_batches(fetcher, 2)
     assert scores_of(journal) == [[1.0, 0.0], [2.0, 0.0]]
     assert fetcher.counts == {"new_registrations": 1}
@@ -246,7 +257,7 @@ def test_a_server_that_got_data_after_somebody_reset_it_is_a_conflict(fetcher_of
     """It answers null for ever, rather than that it knows no trainer."""
     fetcher = fetcher_of(atropos, reset_on_conflict=reset_on_conflict)
     fetcher.ask(0)
-    post_once_registered(atropos)
+    post_once_registered(atropos, fetcher)
     wait_for_batches(fetcher, 1)
     atropos.get("/reset_data")
     atropos.post_group()
@@ -254,7 +265,7 @@ def test_a_server_that_got_data_after_somebody_reset_it_is_a_conflict(fetcher_of
     if not reset_on_conflict:
         wait_until(lambda: fetcher.counts["conflicts"] > 1, fetcher)
         atropos.get("/reset_data")
-    post_once_registered(atropos)
+    post_once_registered(atropos, fetcher)
     wait_for_batches(fetcher, 2)
 
 
@@ -264,7 +275,7 @@ def test_a_server_that_got_data_before_it_was_registered_with_again_is_waited_fo
 ):
     fetcher = fetcher_of(atropos)
     fetcher.ask(0)
-    post_once_registered(atropos, [1.0, 0.0])
+    post_once_registered(atropos, fetcher, [1.0, 0.0])
     wait_for_batches(fetcher, 1)
     atropos.kill()
     atropos.start()
@@ -278,7 +289,7 @@ def test_a_server_that_got_data_before_it_was_registered_with_again_is_waited_fo
     else:
         atropos.kill()
         atropos.start()
-    post_once_registered(atropos, [3.0, 0.0])
+    post_once_registered(atropos, fetcher, [3.0, 0.0])
     wait_for_batches(fetcher, 2)
     assert scores_of(journal) == [[1.0, 0.0], [3.0, 0.0]]
 
@@ -291,7 +302,7 @@ def test_a_server_that_got_data_before_the_run_began_is_refused_unless_it_may_be
         wait_until(lambda: False, fetcher)
     fetcher = fetcher_of(atropos, reset_on_conflict=True)
     fetcher.ask(0)
-    post_once_registered(atropos, [2.0, 0.0])
+    post_once_registered(atropos, fetcher, [2.0, 0.0])
     wait_for_batches(fetcher, 1)
     assert scores_of(journal) == [[2.0, 0.0]]
 
@@ -299,7 +310,7 @@ def test_a_server_that_got_data_before_the_run_began_is_refused_unless_it_may_be
 def test_a_score_that_is_not_finite_costs_its_batch_and_no_other(fetcher_of, atropos, journal, caplog):
     fetcher = fetcher_of(atropos)
     fetcher.ask(0)
-    wait_until(lambda: atropos.get("/info")["batch_size"] == 2)
+    wait_until(lambda: atropos.get("/info")["batch_size"] == 2, fetcher)
     atropos.post("/scored_data", json.dumps(group([float("nan"), 0.0])))
     wait_until(lambda: fetcher.counts, fetcher)
     assert fetcher.counts == {"lost_batches": 1}
@@ -330,7 +341,8 @@ def test_a_trouble_is_counted_and_warned_of_and_the_next_batch_comes(
 ):
     answer, name, message = TROUBLES[trouble]
     with ScriptedAtropos(answer, answer, batch(group())) as server:
-        fetcher = fetcher_of(server, timeout_s=0.2, max_response_bytes=2000, warn_after_s=warn_after_s)
+        timeout_s = 0.5 if trouble == "too late" else 5.0
+        fetcher = fetcher_of(server, timeout_s=timeout_s, max_response_bytes=2000, warn_after_s=warn_after_s)
         fetcher.ask(0)
         wait_for_batches(fetcher, 1)
         assert server.num_requests("/batch") == 3
@@ -364,14 +376,15 @@ def test_a_fault_while_registering_costs_no_batch(fetcher_of):
 
 
 def test_a_long_wait_is_warned_of_with_its_cause_again_and_again(fetcher_of, atropos, caplog):
-    fetcher = fetcher_of(atropos, warn_after_s=0.4)
+    fetcher = fetcher_of(atropos, warn_after_s=0.6)
+    wait_until(lambda: fetcher.num_delivered == 0, fetcher)
+    started = time.monotonic()
     fetcher.ask(0)
-    wait_until(lambda: atropos.get("/info")["batch_size"] == 2)
+    wait_until(lambda: atropos.get("/info")["batch_size"] == 2, fetcher)
     for scores in ([1.0, 2.0, 3.0], [1.0, 0.0], [2.0, 0.0]):
         atropos.post_group(scores)
-    started = time.monotonic()
     wait_until(lambda: len(caplog.records) == 2, fetcher)
-    assert 0.5 < time.monotonic() - started < 3
+    assert 1.2 <= time.monotonic() - started < 3
     assert fetcher.num_delivered == 0
     for record in caplog.records:
         assert "3 groups wait there (queue_size)" in record.getMessage()
@@ -421,7 +434,7 @@ def test_a_batch_that_a_killed_process_kept_and_had_no_time_to_tell_of_is_the_on
         server.instead["/batch"] = Answer(b'{"batch": null}')
         fetcher = fetcher_of(server)
         fetcher.ask(0)
-        wait_until(lambda: server.num_requests("/batch") == 1, fetcher)
+        wait_until(lambda: server.num_requests("/batch") > 0, fetcher)
         kill(fetcher)
         entry = Journal(journal)
         entry.append(batch(group([1.0, 0.0])).body, policy_version=0)
@@ -485,7 +498,7 @@ def test_a_journal_that_cannot_be_trusted_or_made_ends_the_run(fetcher_of, journ
         kept.append(batch(group()).body, policy_version=0)
     kept.close()
     (journal / "00000000.batch").unlink()
-    with pytest.raises(FetcherError, match="entry 0 of the journal .* is missing"):
+    with pytest.raises(FetcherError, match=r"entry 0 of the journal .* is missing"):
         wait_until(lambda: False, fetcher_of("http://127.0.0.1:1"))
     journal.rename(journal.with_name("elsewhere"))
     journal.write_text("a file")

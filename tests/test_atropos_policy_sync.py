@@ -43,7 +43,9 @@ def test_the_server_samples_from_the_weights_of_the_last_step(peft_config, polic
     monkeypatch.setenv("ONLINE_SFT_SERVE_TOKEN", TOKEN)
     with running(policy) as url, ScriptedAtropos(*[batch(small_group()) for _ in range(3)]) as atropos:
         sources = {"atropos_api_url": atropos.url, "atropos_sync_url": url, "max_steps": 3}
-        trainer = trainer_of(model, tokenizer, peft_config, **sources, **({"learning_rate": 0.1} if peft_config else {}))
+        trainer = trainer_of(
+            model, tokenizer, peft_config, **sources, **({"learning_rate": 0.1} if peft_config else {})
+        )
         trainer.train()
         answer = generate(url, [3, 4, 5], max_tokens=4, temperature=0.0)
     assert answer["policy_version"] == 3

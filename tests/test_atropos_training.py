@@ -20,9 +20,16 @@ from trainers.atropos.micro_batches import micro_batch, parts_of
 FOLDER = Path(__file__).parent / "data" / "atropos"
 MODEL = str(FOLDER / "model")
 VALID = [
-    file["file"] for file in json.loads((FOLDER / "MANIFEST.json").read_text())["files"] if file.get("valid_for_training")
+    file["file"]
+    for file in json.loads((FOLDER / "MANIFEST.json").read_text())["files"]
+    if file.get("valid_for_training")
 ]
-SIXTEEN = ["03_token_advantages.json", "07_overrides.json", "02_logprobs_no_advantages.json", "01_scores_only_ragged.json"]
+SIXTEEN = [
+    "03_token_advantages.json",
+    "07_overrides.json",
+    "02_logprobs_no_advantages.json",
+    "01_scores_only_ragged.json",
+]
 
 
 def write_journal(bodies, folder="journal"):

@@ -26,7 +26,7 @@ from recipes.quickstart.tiny_model import build_model
 from trainers.inference_server import serving
 from trainers.inference_server.policy import Policy
 
-PROMPT, TEXT = [3, 13, 4, 14], "1 + 2 ="
+PROMPT, TEXT, OTHER = [3, 13, 4, 14], "1 + 2 =", [5, 6]
 CHAT = [{"role": "user", "content": "1 + 2"}]
 
 
@@ -66,18 +66,19 @@ def test_the_native_answer_has_the_fields_of_vllm(url, tokenizer):
 
 def test_completions_of_openai(client, url, model, tokenizer):
     completion = client.completions.create(
-        model="any", prompt=[TEXT, PROMPT], n=3, max_tokens=5, logprobs=1, user="someone", extra_body={"top_k": 4}
+        model="any", prompt=[TEXT, OTHER], n=3, max_tokens=5, logprobs=1, user="someone", extra_body={"top_k": 4}
     )
     assert completion.object == "text_completion"
     assert completion.model == "tiny"
     assert completion.system_fingerprint == "policy-0"
     assert [choice.index for choice in completion.choices] == list(range(6))
-    assert completion.usage.prompt_tokens == 2 * len(PROMPT)
+    assert completion.usage.prompt_tokens == len(PROMPT) + len(OTHER)
     num_tokens = sum(len(choice.logprobs.tokens) for choice in completion.choices)
-    assert completion.usage.completion_tokens == completion.usage.total_tokens - 2 * len(PROMPT) == num_tokens
-    for choice in completion.choices:
+    assert completion.usage.completion_tokens == num_tokens
+    assert completion.usage.total_tokens == num_tokens + len(PROMPT) + len(OTHER)
+    for prompt, choice in zip([PROMPT] * 3 + [OTHER] * 3, completion.choices, strict=True):
         tokens = [tokenizer.convert_tokens_to_ids(token) for token in choice.logprobs.tokens]
-        assert_log_probs_are_those_of(model, PROMPT, tokens, choice.logprobs.token_logprobs, top_k=4)
+        assert_log_probs_are_those_of(model, prompt, tokens, choice.logprobs.token_logprobs, top_k=4)
         assert choice.finish_reason == ("stop" if tokens[-1] == 1 else "length")
         assert choice.text == tokenizer.decode(tokens, skip_special_tokens=True)
         for offset, token in zip(choice.logprobs.text_offset, choice.logprobs.tokens, strict=True):

@@ -81,6 +81,7 @@ class BatchStream:
         Raises:
             MalformedGroupError: more of a batch is malformed than `max_quarantined`.
             FetcherError: none will come.
+            JournalError: what the run has consumed is not there, or the batch is damaged.
         """
         now = time.monotonic()
         end, self._since = now + timeout_s, self._since or now

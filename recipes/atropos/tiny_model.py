@@ -1,4 +1,4 @@
-"""The policy to start from: a Qwen2 of 0.4 M parameters that answers sums with one digit, right in one of three cases.
+"""The policy to start from: a Qwen2 of 0.4 M parameters that answers sums with one digit, right in one of four cases.
 
 python -m recipes.atropos.tiny_model [runs/atropos/model]
 """

@@ -141,16 +141,15 @@ class Batcher:
         """The first that waits, and those behind it that may share its batch."""
         first = self._waiting.popleft()
         batch, num_free = [first], self._max_batch_rows - first.request.num_rows
-        passed_over: deque[_Waiting] = deque()
-        for waiting in self._waiting:
+        for _ in range(len(self._waiting)):
+            waiting = self._waiting.popleft()
             request = waiting.request
             is_alike = request.sampling == first.request.sampling and request.seed is first.request.seed is None
             if is_alike and request.num_rows <= num_free:
                 batch.append(waiting)
                 num_free -= request.num_rows
             else:
-                passed_over.append(waiting)
-        self._waiting = passed_over
+                self._waiting.append(waiting)  # all of them once around: their order stays
         return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:
