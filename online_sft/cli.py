@@ -281,7 +281,9 @@ COMMANDS = {
         "[--FIELD VALUE ...]; weights may be made in other ways.",
         _replay,
     ),
-    "serve": Command("An inference server for Atropos environments, on any CPU, that takes the policy's weights.", _serve),
+    "serve": Command(
+        "An inference server for Atropos environments, on any CPU, that takes the policy's weights.", _serve
+    ),
     "online": Command("Online SFT: train on the policy's own graded samples.", _online),
     "inspect": Command(
         "What `weighted` would train on, and what looks wrong with it: online-sft inspect data.jsonl [--FIELD VALUE "
@@ -344,9 +346,13 @@ def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:
     if model.model_name_or_path is None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
-    atropos = [name for name in ("atropos_api_url", "atropos_replay", "atropos_data_path") if getattr(config, name, None)]
+    atropos = [
+        name for name in ("atropos_api_url", "atropos_replay", "atropos_data_path") if getattr(config, name, None)
+    ]
     if atropos and data.dataset_name:
-        raise UsageError(f"dataset_name={data.dataset_name!r} beside {atropos[0]}, which is a source of data too; drop one")
+        raise UsageError(
+            f"dataset_name={data.dataset_name!r} beside {atropos[0]}, which is a source of data too; drop one"
+        )
     train_dataset = None if atropos else _load_split(data, data.dataset_train_split)
     eval_dataset = _load_split(data, data.dataset_test_split) if config.eval_strategy != "no" else None
     fit(trainer_class, config, model, train_dataset, eval_dataset, dataset_name=data.dataset_name, **arguments)

@@ -147,7 +147,9 @@ def fit(
     except (ValueError, OSError) as error:
         raise UsageError(error) from error
     checkpoint = config.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(config.output_dir) if checkpoint == "auto" else checkpoint)
+    trainer.train(
+        resume_from_checkpoint=last_whole_checkpoint(config.output_dir) if checkpoint == "auto" else checkpoint
+    )
     trainer.save_model(config.output_dir)
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)

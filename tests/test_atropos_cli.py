@@ -124,5 +124,5 @@ def test_the_synthetic_environment_posts_groups_of_the_patterns_to_a_real_server
 
 
 def test_a_pattern_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="patterns must be among alternating, .*; got 'wavy'"):
+    with pytest.raises(ValueError, match=r"patterns must be among alternating, .*; got 'wavy'"):
         WeightedSFTEnvironment(MODEL, ["wavy"])

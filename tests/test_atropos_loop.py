@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -74,18 +76,39 @@ def rollout_scores(start, tmp_path, *, advantages="right", syncs=True):
             [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=SECONDS
         )
         assert done.returncode == 0, done.stderr[-3000:]
-    state = json.loads((tmp_path / "run" / "checkpoint-80" / "trainer_state.json").read_text())
+    return scores_of(tmp_path / "run")
+
+
+def scores_of(run):
+    state = json.loads((run / "checkpoint-80" / "trainer_state.json").read_text())
     return [entry for entry in state["log_history"] if "score" in entry]
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 @pytest.mark.slow
-def test_the_score_rises(start, tmp_path):
-    log = rollout_scores(start, tmp_path)
-    before = expected_score(start)
+def test_the_readmes_commands_make_the_score_rise(tmp_path):
+    api, server = free_port(), free_port()
+    (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "recipes" / "atropos" / "README.md").read_text(), re.DOTALL)
+    overrides = f"--data.atropos.api_url http://127.0.0.1:{api} --data.atropos.sync_url http://127.0.0.1:{server}"
+    script = f"{block.rstrip()} {overrides} --logging_steps 1\nkill %1; wait"
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    environment = {**os.environ, "API_PORT": str(api), "SERVE_PORT": str(server), "TOKENIZERS_PARALLELISM": "false"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS
+    )
+    folder = tmp_path / "runs" / "atropos"
+    assert (folder / "run" / "checkpoint-80").exists(), done.stderr[-3000:]
+    log = scores_of(folder / "run")
+    before = expected_score(folder / "model")
     assert 0.15 < before < 0.35
     assert len(log) == 80
     assert np.mean([entry["score"] for entry in log[-16:]]) > before + 0.4  # measured: 0.53
-    assert expected_score(tmp_path / "run") > before + 0.4
+    assert expected_score(folder / "run") > before + 0.4
     assert {entry["atropos/sequences"] for entry in log} == {16}
     assert max(entry["atropos/staleness"] for entry in log) <= 2
     fresh = [entry for entry in log if entry["atropos/staleness"] == 0]

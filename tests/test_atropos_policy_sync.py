@@ -86,7 +86,7 @@ def test_a_wrong_token_stops_the_run_before_it_begins(policy, model, tokenizer, 
     monkeypatch.setenv("ONLINE_SFT_SERVE_TOKEN", "another")
     with running(policy) as url, ScriptedAtropos() as atropos:
         trainer = trainer_of(model, tokenizer, atropos_api_url=atropos.url, atropos_sync_url=url, max_steps=1)
-        with pytest.raises(PolicySyncError, match="HTTP 401.*Set ONLINE_SFT_SERVE_TOKEN"):
+        with pytest.raises(PolicySyncError, match=r"HTTP 401.*Set ONLINE_SFT_SERVE_TOKEN"):
             trainer.train()
         assert not atropos.requests
 

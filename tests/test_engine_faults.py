@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from vllm_worker import free_port
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer
-from trainers.main_process import on_main_process
 from trainers.engine.server import check_server, is_healthy, server_url, wait_until_healthy
+from trainers.main_process import on_main_process
 
 BLOCKED = """
 import time

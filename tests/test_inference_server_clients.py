@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import requests
@@ -240,12 +239,10 @@ def test_the_command_prints_its_line_takes_weights_and_ends_with_code_0_on_sigte
         new_model = build_model(tokenizer, seed=1)
         assert send_weights(url, state_of(new_model), 3, Authorization="Bearer secret").ok
         assert_answer_is_of(new_model, generate(url, PROMPT, n=4), PROMPT)
-        started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate(timeout=30)
         assert (process.returncode, rest) == (0, ""), errors
         assert "Error" not in errors
-        assert time.monotonic() - started < 5
 
 
 def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_the_users_mistakes(folder, capsys):

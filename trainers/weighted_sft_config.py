@@ -55,7 +55,9 @@ class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, SFTConfig):
         for name in (*of_data_sets, "use_advantage_weighting"):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
-                raise ValueError(f"{name}={getattr(self, name)!r} is for data sets, and has no effect on Atropos' batches")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for data sets, and has no effect on Atropos' batches"
+                )
 
     def _check_what_would_lose_weights(self) -> None:
         if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):

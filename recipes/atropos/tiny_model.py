@@ -20,7 +20,9 @@ SHARE_RIGHT, STEPS, DEMONSTRATIONS_PER_STEP = 0.3, 150, 64
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.atropos.tiny_model", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/atropos/model"), help="(default: %(default)s)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("runs/atropos/model"), help="(default: %(default)s)"
+    )
     save_tiny_model(parser.parse_args(arguments).folder)
 
 

@@ -65,7 +65,10 @@ class WeightedSFTEnvironment:
             yield {
                 "tokens": [row["input_ids"] for row in group],
                 "masks": [
-                    [token if is_loss else -100 for token, is_loss in zip(row["input_ids"], row["loss_mask"], strict=True)]
+                    [
+                        token if is_loss else -100
+                        for token, is_loss in zip(row["input_ids"], row["loss_mask"], strict=True)
+                    ]
                     for row in group
                 ],
                 "scores": [sum(row["advantages"]) / sum(row["loss_mask"]) for row in group],

@@ -1,6 +1,7 @@
 """Rows of Atropos as the micro-batches of `WeightedSFTTrainer`."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ __all__ = ["micro_batch", "parts_of", "refuse_other_temperatures"]
 def parts_of(rows: Sequence[WeightedRow], num_parts: int) -> list[Sequence[WeightedRow]]:
     """The rows in order, in so many parts whose sizes differ by one at most."""
     bounds = np.linspace(0, len(rows), num_parts + 1).round().astype(int)
-    return [rows[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [rows[start:end] for start, end in pairwise(bounds)]
 
 
 def micro_batch(rows: Sequence[WeightedRow], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
@@ -51,6 +52,6 @@ def refuse_other_temperatures(temperatures: Tensor, temperature: float) -> None:
     others = temperatures[~torch.isclose(temperatures, torch.full_like(temperatures, temperature))]
     if len(others):
         raise ValueError(
-            f"rows that were sampled at temperature {others[0]:g} need our LM head, which is not used here; if all rows "
-            f"were, set temperature (now {temperature:g})"
+            f"rows that were sampled at temperature {others[0]:g} need our LM head, which is not used here; if all "
+            f"rows were, set temperature (now {temperature:g})"
         )

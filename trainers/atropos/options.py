@@ -118,9 +118,7 @@ class AtroposOptions:
         Raises:
             ValueError
         """
-        sources = [
-            name for name in ("atropos_api_url", "atropos_data_path", "atropos_replay") if getattr(self, name)
-        ]
+        sources = [name for name in ("atropos_api_url", "atropos_data_path", "atropos_replay") if getattr(self, name)]
         if len(sources) > 1:
             raise ValueError(f"{' and '.join(sources)} are sources of data; set one")
         if self.atropos_score_normalization not in ("none", "mean", "mean_std"):

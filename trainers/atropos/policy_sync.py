@@ -39,7 +39,11 @@ class PolicySync(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer, args = trainer, trainer.args
-        self._url, self._every, self._timeout_s = args.atropos_sync_url, args.atropos_sync_every, args.atropos_sync_timeout
+        self._url, self._every, self._timeout_s = (
+            args.atropos_sync_url,
+            args.atropos_sync_every,
+            args.atropos_sync_timeout,
+        )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -120,7 +124,9 @@ def policy_weights(trainer: Any) -> dict[str, Tensor]:
     with merged_without_trace(model):
         model.merge_adapter()
         state = {
-            name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".modules_to_save.default", ""): each
+            name.removeprefix("base_model.model.")
+            .replace(".base_layer", "")
+            .replace(".modules_to_save.default", ""): each
             for name, each in model.state_dict().items()
             if model.prefix not in name and "original_module" not in name
         }
