@@ -91,9 +91,10 @@ def _weighted(arguments: list[str]) -> None:
 
     online_sft._own_trainers()
     from trainers.atropos.options import AtroposOptions
+    from trainers.engine.options import WeightSyncOptions
     from trainers.options import WeightedSFTOptions
 
-    own = (WeightedSFTOptions, DataArguments, AtroposOptions)
+    own = (WeightedSFTOptions, DataArguments, AtroposOptions, WeightSyncOptions)
     _print_help_if_asked("weighted", arguments, own, "trl.SFTConfig")
     from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
@@ -136,9 +137,11 @@ def _online(arguments: list[str]) -> None:
     import online_sft
 
     online_sft._own_trainers()
+    from trainers.engine.options import WeightSyncOptions
     from trainers.options import OnlineSFTOptions
 
-    _print_help_if_asked("online", arguments, (RewardArguments, OnlineSFTOptions, DataArguments), "trl.GRPOConfig")
+    own = (RewardArguments, OnlineSFTOptions, DataArguments, WeightSyncOptions)
+    _print_help_if_asked("online", arguments, own, "trl.GRPOConfig")
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 
     data, config, rewards, model = parse(

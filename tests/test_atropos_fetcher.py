@@ -71,8 +71,9 @@ def atropos():
 
 
 def wait_for_end(fetcher):
+    """The exit status of the process."""
     with contextlib.suppress(ChildProcessError):  # `close` has waited already
-        os.waitpid(fetcher._process.pid, 0)
+        return os.waitpid(fetcher._process.pid, 0)[1]
 
 
 def wait_until(condition, fetcher=None, timeout_s=20.0):
@@ -224,6 +225,20 @@ def test_a_run_may_begin_before_its_server(fetcher_of, atropos):
     post_once_registered(atropos, fetcher)
     wait_for_batches(fetcher, 1)
     assert set(fetcher.counts) == {"outages"}
+
+
+def test_after_an_outage_the_batch_of_another_trainer_is_not_taken(fetcher_of):
+    with ScriptedAtropos() as server:
+        fetcher = fetcher_of(server)
+        fetcher.ask(0)
+        wait_until(lambda: server.num_requests("/batch") > 0, fetcher)
+        server.instead["/info"] = Answer(b"", is_reset=True)
+        wait_until(lambda: fetcher.counts["outages"], fetcher)
+        server.info = (4, 128)
+        server.script.append(batch(group([1.0, 2.0, 3.0, 4.0])))
+        del server.instead["/info"]
+        wait_until(lambda: fetcher.counts["conflicts"], fetcher)
+        assert len(server.script) == 1
 
 
 def test_a_server_that_was_started_anew_while_nothing_was_asked_is_registered_with(fetcher_of, atropos, journal):
@@ -531,7 +546,7 @@ def test_closing_does_not_wait_for_an_answer_which_is_kept_all_the_same(fetcher_
         fetcher.close()
         assert time.monotonic() - started < 1.7
         assert num_entries(journal) == 0
-        wait_for_end(fetcher)
+        assert wait_for_end(fetcher) == 0
     assert [(entry.body, entry.policy_version) for entry in entries(journal)] == [(batch(group()).body, 4)]
 
 

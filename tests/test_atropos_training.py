@@ -56,11 +56,11 @@ def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-def dense(body, max_length=None, *, importance_max=None, score_normalization="mean"):
+def dense(body, max_length=None, *, importance_max=None, score_normalization="mean", **replaced):
     """Loss and the norm of its gradient, row by row, at each row's own temperature."""
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     processor = AtroposBatchProcessor(0, max_length, score_normalization=score_normalization)
-    batch = processor.process_atropos_batch(json.loads(body)["batch"])
+    batch = {**processor.process_atropos_batch(json.loads(body)["batch"]), **replaced}
     total, num_tokens = torch.zeros(()), 0
     for index, tokens in enumerate(batch["tokens"]):
         is_loss = torch.tensor(batch["loss_masks"][index, 1:], dtype=torch.bool)
@@ -98,6 +98,27 @@ def test_scores_are_normalised_and_sequences_cut_as_asked():
     loss, grad_norm = dense(body, 27, score_normalization="mean_std")
     assert_close([logged(trainer, "loss"), logged(trainer, "grad_norm")], [[loss], [grad_norm]], rtol=1e-4, atol=1e-6)
     assert abs(loss - dense(body)[0]) > 1e-3
+
+
+def test_rows_whose_temperature_nobody_says_have_that_of_the_run():
+    (body,) = bodies_of("01_scores_only_ragged.json")
+    trainer = trainer_of(write_journal([body]), temperature=0.7, max_grad_norm=1e9)
+    trainer.train()
+    loss, grad_norm = dense(body, temperatures=np.full(8, 0.7))
+    assert_close([logged(trainer, "loss"), logged(trainer, "grad_norm")], [[loss], [grad_norm]], rtol=1e-4, atol=1e-6)
+
+
+def test_advantages_are_compared_within_atropos_groups_where_that_is_asked_for():
+    (body,) = bodies_of("03_token_advantages.json")
+    trainer = trainer_of(write_journal([body]), advantage_normalization="group", max_grad_norm=1e9)
+    trainer.train()
+    batch = AtroposBatchProcessor(0).process_atropos_batch(json.loads(body)["batch"])
+    advantages, is_loss = batch["advantages"].copy(), batch["loss_masks"] == 1
+    for rows in (slice(0, 4), slice(4, 8)):
+        of_group = advantages[rows][is_loss[rows]]
+        advantages[rows][is_loss[rows]] = (of_group - of_group.mean()) / of_group.std()
+    loss, grad_norm = dense(body, advantages=advantages)
+    assert_close([logged(trainer, "loss"), logged(trainer, "grad_norm")], [[loss], [grad_norm]], rtol=1e-3, atol=1e-5)
 
 
 def test_the_log_probs_that_train_are_those_that_the_model_had_when_it_sampled():

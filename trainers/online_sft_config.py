@@ -1,4 +1,4 @@
-"""Configuration of `OnlineSFTTrainer`: TRL's GRPOConfig and the fields of `OnlineSFTOptions`."""
+"""Configuration of `OnlineSFTTrainer`: TRL's GRPOConfig, and fields of our own."""
 
 import dataclasses
 import logging
@@ -15,6 +15,7 @@ from online_sft.importance import IMPORTANCE_SAMPLING_MODES
 from online_sft.ledger import Bias, bias_ledger
 from online_sft.method import Method
 from online_sft.proposition3 import Proposition3
+from trainers.engine.options import WeightSyncOptions
 from trainers.options import OnlineSFTOptions
 
 __all__ = ["OnlineSFTConfig"]
@@ -95,8 +96,8 @@ class _GroupOfOne(int):
 
 
 @dataclass
-class OnlineSFTConfig(OnlineSFTOptions, GRPOConfig):
-    """Every field of `trl.GRPOConfig` and of `OnlineSFTOptions`.
+class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, GRPOConfig):
+    """Every field of `trl.GRPOConfig`, of `OnlineSFTOptions`, and of `trainers.engine.options.WeightSyncOptions`.
 
     Options that bias the gradient or change the objective are allowed and logged as warnings (`bias_ledger`); options
     that only GRPO's loss reads are refused.

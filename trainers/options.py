@@ -42,13 +42,7 @@ class OnlineSFTOptions:
         response_length: another name of `max_completion_length`.
         reward_use_sigmoid: reward models among `reward_funcs` return sigmoid(score) instead of their logit or log-odds.
         reward_max_length: tokens of prompt and completion that they read; None: as many as model and tokenizer allow.
-        weight_sync_probe_every: with `use_vllm`: steps between two proofs that the engine has the policy's weights; 0
-            is never.
-        weight_sync_tolerance: largest difference of a token's log-prob in the proof, nats; None: by dtype,
-            `trainers.engine.dtypes.TOLERANCES`.
-        weight_sync_timeout: seconds after which a weight sync that has not ended stops the run.
         vllm_dtype: of a colocated engine; None: what the policy computes in. A server has its own `--dtype`.
-        vllm_server_reconnect_timeout: seconds to wait for a server that does not answer any more; 0 stops at once.
     """
 
     estimator: str = field(
@@ -188,27 +182,9 @@ class OnlineSFTOptions:
             "Default: as many as model and tokenizer can take."
         },
     )
-    weight_sync_probe_every: int = field(
-        default=1,
-        metadata={"help": "vLLM: steps between two proofs that the engine has the policy's weights. 0: never."},
-    )
-    weight_sync_tolerance: float | None = field(
-        default=None,
-        metadata={
-            "help": "vLLM: the largest difference of a token's log-prob in that proof, in nats. Default: 0.001 in "
-            "float32, 0.1 in float16, 0.5 in bfloat16."
-        },
-    )
-    weight_sync_timeout: float = field(
-        default=300.0, metadata={"help": "vLLM server: seconds after which an unfinished weight sync stops the run."}
-    )
     vllm_dtype: str | None = field(
         default=None,
         metadata={"help": "Of a colocated vLLM: float32, bfloat16, float16. Default: what the policy computes in."},
-    )
-    vllm_server_reconnect_timeout: float = field(
-        default=0.0,
-        metadata={"help": "Seconds to wait for a vLLM server that does not answer any more. 0: save and stop."},
     )
 
 

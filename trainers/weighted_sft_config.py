@@ -9,14 +9,15 @@ from online_sft.denominators import DENOMINATORS
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import Weighting, parameters_of, weighting_of
 from trainers.atropos.options import AtroposOptions
+from trainers.engine.options import WeightSyncOptions
 from trainers.options import WeightedSFTOptions
 
 __all__ = ["WeightedSFTConfig"]
 
 
 @dataclass
-class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, SFTConfig):
-    """Every field of `trl.SFTConfig`, and those of `WeightedSFTOptions` and `trainers.atropos.options.AtroposOptions`.
+class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, SFTConfig):
+    """Every field of `trl.SFTConfig`, of `WeightedSFTOptions`, and of `AtroposOptions` and `WeightSyncOptions`.
 
     Raises:
         ValueError: for options that would drop or distort the weights (`loss_type="dft"`, label smoothing,
@@ -86,7 +87,13 @@ class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, SFTConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        for name in ("temperature", "loss_denominator_value", "importance_max", "lm_head_chunk_size"):
+        for name in (
+            "temperature",
+            "loss_denominator_value",
+            "importance_max",
+            "lm_head_chunk_size",
+            "weight_sync_timeout",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         bounds = self.advantage_clipping

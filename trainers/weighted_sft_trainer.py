@@ -26,6 +26,7 @@ from trainers.atropos.batches import AtroposBatches
 from trainers.atropos.dataset import atropos_dataset
 from trainers.atropos.micro_batches import refuse_other_temperatures
 from trainers.atropos.policy_sync import PolicySync
+from trainers.atropos.vllm_sync import VLLMPolicySync
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
@@ -132,7 +133,7 @@ class WeightedSFTTrainer(SFTTrainer):
         self._atropos = AtroposBatches(self)
         self.add_callback(self._atropos)
         if self.args.atropos_sync_url:
-            self.add_callback(PolicySync(self))
+            self.add_callback({"serve": PolicySync, "vllm": VLLMPolicySync}[self.args.atropos_sync_engine](self))
 
     def get_train_dataloader(self) -> Any:
         return super().get_train_dataloader() if self._atropos is None else self._atropos

@@ -30,6 +30,8 @@ class AtroposOptions:
         atropos_warn_after: seconds without a batch after which that is warned of, again and again.
         atropos_reset_on_conflict: clear a server that holds another registration, with all data that waits there.
         atropos_sync_url: the server that the environments sample from; gets the policy's weights.
+        atropos_sync_engine: what it is: "serve" (`online-sft serve`), or "vllm" (`trl vllm-serve`).
+        vllm_group_port: of the connection that brings the weights to vLLM.
         atropos_sync_every: optimizer steps between two of these.
         atropos_sync_timeout: seconds after which a server that takes no weights stops the run.
     """
@@ -97,8 +99,16 @@ class AtroposOptions:
     )
     atropos_sync_url: str | None = field(
         default=None,
-        metadata={"help": "The `online-sft serve` that environments sample from: it gets the policy's weights."},
+        metadata={"help": "The server that the environments sample from: it gets the policy's weights."},
     )
+    atropos_sync_engine: str = field(
+        default="serve",
+        metadata={
+            "help": "That server: `serve` (online-sft serve) or `vllm` (trl vllm-serve).",
+            "choices": ["serve", "vllm"],
+        },
+    )
+    vllm_group_port: int = field(default=51216, metadata={"help": "Port for the weights on their way to vLLM."})
     atropos_sync_every: int = field(default=1, metadata={"help": "Optimizer steps between two weight syncs."})
     atropos_sync_timeout: float = field(
         default=60.0, metadata={"help": "Seconds after which a server that takes no weights stops the run."}
@@ -108,6 +118,19 @@ class AtroposOptions:
     def is_atropos_stream(self) -> bool:
         """Whether each optimizer step trains on one batch of Atropos."""
         return bool(self.atropos_api_url or self.atropos_replay)
+
+    # What `trainers.engine` reads of a GRPOConfig, about the server of `atropos_sync_url`
+    @property
+    def vllm_server_base_url(self) -> str | None:
+        return self.atropos_sync_url
+
+    @property
+    def vllm_server_timeout(self) -> float:
+        return self.atropos_sync_timeout
+
+    @property
+    def max_completion_length(self) -> int:
+        return 1  # environments choose the length of what they sample
 
     def check_atropos(self, sequences_per_step: int) -> None:
         """Refuses what cannot work.
@@ -126,6 +149,8 @@ class AtroposOptions:
                 "atropos_score_normalization must be one of none, mean, mean_std; got "
                 f"{self.atropos_score_normalization!r}"
             )
+        if self.atropos_sync_engine not in ("serve", "vllm"):
+            raise ValueError(f"atropos_sync_engine must be serve or vllm; got {self.atropos_sync_engine!r}")
         for name in ("refresh_interval", "timeout", "max_response_bytes", "warn_after", "sync_every", "sync_timeout"):
             if not getattr(self, f"atropos_{name}") > 0:
                 raise ValueError(f"atropos_{name} must be above 0; got {getattr(self, f'atropos_{name}')}")
