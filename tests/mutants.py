@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mutants_atropos import OF_ATROPOS
+
 ROOT = Path(__file__).resolve().parent.parent
 LOSSES, ESTIMATORS, BASELINES = "online_sft/losses.py", "online_sft/estimators.py", "online_sft/baselines.py"
 FUSED, NORMAL, WEIGHTINGS = (f"online_sft/{name}.py" for name in ("fused_cross_entropy", "normalisation", "weightings"))
@@ -27,9 +29,7 @@ FILTER, CONFIG, METRICS, FUNCTIONS, PROMPTS = (
 )
 TASKS, LAYOUTS, TRAIN = (f"online_sft/{name}.py" for name in ("tasks", "layouts", "train"))
 EVALUATION, NEURAL = "online_sft/evaluation.py", "online_sft/rewards/neural.py"
-SYNC, JOURNAL = "trainers/engine/weight_sync.py", "online_sft/atropos/journal.py"
-GROUP, ATROPOS_WEIGHTS = "online_sft/atropos/group.py", "online_sft/atropos/weights.py"
-ATROPOS_BATCH, IN_ATROPOS = "online_sft/atropos/batch.py", "atropos_batch"
+SYNC = "trainers/engine/weight_sync.py"
 PROBE, SUSPECTS = "trainers/engine/probe.py", "trainers/engine/suspects.py"
 MERGE, FAULTS, ROLLOUTS = "trainers/engine/exact_merge.py", "trainers/engine/faults.py", "trainers/engine/rollouts.py"
 SAMPLED, MODELS = "trainers/evaluation.py", "trainers/reward_models.py"
@@ -84,7 +84,7 @@ MUTANTS = [
     ("the sign that the floor looks at", OBJECTIVES, "weights < 0", "weights > 0", "objectives"),
     ("the probability in DFT", OBJECTIVES, "weights * log_probs.exp()", "weights", "objectives"),
     ("the cut of the ratio", OBJECTIVES, ".clamp(max=max_weight)", "", "objectives"),
-    ("the mask of the ratio", OBJECTIVES, ".masked_fill(~mask, 0.0)", "", "objectives"),
+    ("the mask of the ratio", OBJECTIVES, "~mask | ref_log_probs.isnan()", "ref_log_probs.isnan()", "objectives"),
     ("the mask of the moments", NORMAL, "values = float64(advantages[mask])\n    found, inverse, counts", "values = float64(advantages.flatten()[: mask.sum()])\n    found, inverse, counts", "normalisation"),
     ("the mean", NORMAL, "((values - means) /", "(values /", "normalisation"),
     ("the spread between micro-batches", NORMAL, "+ difference**2 * self.count * other.count / count", "", "normalisation"),
@@ -367,32 +367,11 @@ MUTANTS = [
     ("the share of the time", SYNC, "share > _LARGE_SHARE", "share > 2 * _LARGE_SHARE", "weight_sync_metrics"),
     ("one warning", SYNC, "self._has_warned = True", "pass", "weight_sync_metrics"),
     ("an engine that stays awake", ROLLOUTS, "generation.llm.sleep(level=2)", "pass", "synced_rollouts"),
-    ("Atropos' masks", GROUP, "wrong = is_loss & (values != ids)", "wrong = is_loss & False", IN_ATROPOS),
-    ("Atropos' masked tokens", GROUP, "is_loss = values != _MASKED", "is_loss = values == values", IN_ATROPOS),
-    ("Atropos' sentinel", GROUP, "known = values != _UNKNOWN", "known = values == values", IN_ATROPOS),
-    ("Atropos' empty lists", GROUP, "value is not None and value != [] and value != {}", "value is not None", IN_ATROPOS),
-    ("advantages of sequences by guess", GROUP, "len(values) == 1 and of_sequences", "len(values) == 1", IN_ATROPOS),
-    ("Atropos' row counts", GROUP, "count is not None and len(rows) != count", "False", IN_ATROPOS),
-    ("Atropos' row lengths", GROUP, "if len(values) != length:", "if False:", IN_ATROPOS),
-    ("NaN in a group", GROUP, "kind is float and not np.isfinite(array).all()", "False", IN_ATROPOS),
-    ("the order of temperatures", GROUP, 'temperature, "generation_params")', '1.0, "generation_params")', IN_ATROPOS),
-    ("a group without loss", GROUP, "if not any(sequence.is_loss.any()", "if False and any(sequence.is_loss.any()", IN_ATROPOS),
-    ("a group of one", ATROPOS_WEIGHTS, "if len(scores) > 1 else scores", "", IN_ATROPOS),
-    ("set_advantage_to_zero", ATROPOS_WEIGHTS, " & (not sequence.is_zeroed)", "", IN_ATROPOS),
-    ("scores that differ by rounding", ATROPOS_WEIGHTS, "if spread <= _SAME", "if False and spread <= _SAME", IN_ATROPOS),
-    ("the mean of the scores", ATROPOS_WEIGHTS, "return scores - scores.mean()", "return scores", IN_ATROPOS),
-    ("log-probs cut with their tokens", ATROPOS_BATCH, "weights[cut]", "weights[-len(sequence.tokens[cut]) :]", IN_ATROPOS),
-    ("the quarantine", ATROPOS_BATCH, "self.quarantined.append((raw, str(error)))", "pass", IN_ATROPOS),
-    ("the journal's checksum", JOURNAL, 'and header["sha256"] == hashlib.sha256(body).hexdigest()', "", "atropos_journal"),
-    ("the journal's lock", JOURNAL, "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", "atropos_journal"),
-    ("entries that were whole", JOURNAL, "if _whole(part) is not None:", "if False:", "atropos_journal"),
-    ("half an entry", JOURNAL, "if _whole(part) is not None:", "if True:", "atropos_journal"),
-    ("a journal with a gap", JOURNAL, "if index != found:", "if False:", "atropos_journal"),
-    ("an entry written in its place", JOURNAL, '_path(self.folder, index).with_suffix(".part")', "_path(self.folder, index)", "atropos_journal"),
     ("a deadline", FAULTS, "or seconds >= timeout_s", "", "engine_faults"),
     ("a dead server", FAULTS, "failures >= _MAX_FAILURES or", "", "engine_faults"),
-    ("the main process's exception", FAULTS, "raise outcome[1]", "pass", "engine_faults"),
+    ("the main process's exception", "trainers/main_process.py", "raise outcome[1]", "pass", "engine_faults"),
     ("samples of each prompt", ROLLOUTS, "for _ in range(num_generations)]", "]", "synced_rollouts"),
+    *OF_ATROPOS,
 ]  # fmt: skip
 
 
