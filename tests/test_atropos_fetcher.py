@@ -349,8 +349,7 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("warn_after_s", [300.0, 1e-6])
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("trouble, warn_after_s", [*((name, 300.0) for name in TROUBLES), ("a page", 1e-6)])
 def test_a_trouble_is_counted_and_warned_of_and_the_next_batch_comes(
     fetcher_of, journal, caplog, trouble, warn_after_s
 ):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import requests
 from inference_server_tools import (
+    TIMEOUT_S,
     assert_answer_is_of,
     assert_log_probs_are_those_of,
     generate,
@@ -57,7 +58,7 @@ def test_the_native_answer_has_the_fields_of_vllm(url, tokenizer):
     assert answer["text"] == [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answer["token_ids"]]
     for prompt in (TEXT, {"prompt": TEXT}):
         body = {"prompt": prompt, "temperature": 0}
-        answer = requests.post(f"{url}/generate", json=body, timeout=30).json()
+        answer = requests.post(f"{url}/generate", json=body, timeout=TIMEOUT_S).json()
         assert answer.keys() == fields - {"logprobs"}
         assert answer["prompt_token_ids"] == PROMPT
         assert answer["token_ids"] == generate(url, PROMPT, temperature=0, max_tokens=16)["token_ids"]
@@ -175,12 +176,12 @@ def test_nothing_that_is_asked_for_is_ignored(url):
         assert (status, message in found) == (400, True), (body, found)
     neutral = {"stream": False, "min_p": 0.0, "presence_penalty": 0, "logit_bias": {}, "top_k": None, "user": "me"}
     for path, body in good.items():
-        assert requests.post(url + path, json=body | neutral, timeout=30).status_code == 200
+        assert requests.post(url + path, json=body | neutral, timeout=TIMEOUT_S).status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff"], ids=str)
 def test_a_body_that_is_no_json_object_is_refused(url, body):
-    answer = requests.post(f"{url}/generate", data=body, timeout=30)
+    answer = requests.post(f"{url}/generate", data=body, timeout=TIMEOUT_S)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
@@ -197,7 +198,12 @@ def test_atropos_gets_tokens_and_log_probs_of_the_policy(url, folder, model):
     from atroposlib.envs.server_handling.server_manager import APIServerConfig, ServerManager
 
     config = APIServerConfig(
-        base_url=f"{url}/v1", model_name="any", tokenizer_name=folder, api_key="x", server_type="vllm", timeout=30
+        base_url=f"{url}/v1",
+        model_name="any",
+        tokenizer_name=folder,
+        api_key="x",
+        server_type="vllm",
+        timeout=TIMEOUT_S,
     )
 
     async def play():
@@ -235,12 +241,12 @@ def test_the_command_prints_its_line_takes_weights_and_ends_with_code_0_on_sigte
         assert line.startswith(start), process.stderr.read()
         url = f"http://127.0.0.1:{int(line.removeprefix(start))}"
         assert_answer_is_of(model, generate(url, PROMPT, n=4), PROMPT)
-        assert requests.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"] == "it"
+        assert requests.get(f"{url}/v1/models", timeout=TIMEOUT_S).json()["data"][0]["id"] == "it"
         new_model = build_model(tokenizer, seed=1)
         assert send_weights(url, state_of(new_model), 3, Authorization="Bearer secret").ok
         assert_answer_is_of(new_model, generate(url, PROMPT, n=4), PROMPT)
         process.send_signal(signal.SIGTERM)
-        rest, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=TIMEOUT_S)
         assert (process.returncode, rest) == (0, ""), errors
         assert "Error" not in errors
 

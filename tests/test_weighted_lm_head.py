@@ -77,6 +77,17 @@ def test_loss_and_every_gradient_are_those_of_the_models_own_logits(name, temper
     assert_close(model(tokens).logits, logits)  # without weights, nothing has changed
 
 
+def test_temperatures_belong_to_the_tokens_that_they_are_given_for():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS["qwen3"]).eval()
+    tokens, temperatures = torch.randint(2, 37, (2, 6)), 0.5 + torch.rand(2, 6)
+    log_probs = (model(tokens).logits[:, :-1] / temperatures[:, 1:, None]).log_softmax(-1)
+    expected = log_probs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    add_weighted_lm_head(model)
+    weighting = TokenWeighting(torch.ones(2, 6), temperatures=temperatures)
+    assert_close(model(input_ids=tokens, labels=tokens, token_weighting=weighting).log_probs, expected.detach())
+
+
 def test_generation_is_the_models_own():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(MODELS["qwen3"]).eval()
