@@ -278,7 +278,9 @@ def _env(arguments: list[str]) -> None:
 
 
 COMMANDS = {
-    "weighted": Command("Weighted SFT: fine-tune on a data set with an `advantages` column.", _weighted),
+    "weighted": Command(
+        "Weighted SFT: fine-tune on a data set with an `advantages` column, or on batches of Atropos.", _weighted
+    ),
     "replay": Command(
         "Train again on what Atropos has delivered to a run, without a server: online-sft replay JOURNAL "
         "[--FIELD VALUE ...]; weights may be made in other ways.",

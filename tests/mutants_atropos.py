@@ -115,7 +115,6 @@ OF_ATROPOS = [
     ("every second sync", POLICY_SYNC, "state.global_step % self._every == 0", "True", IN_SYNC),
     ("the version of the weights", POLICY_SYNC, '"X-Policy-Version": str(policy_version)', '"X-Policy-Version": "0"', IN_SYNC),
     ("the sync before the first batch", POLICY_SYNC, "        self.sync(state.global_step)\n\n    def on_step_end", "        pass\n\n    def on_step_end", IN_SYNC),
-    ("a server that never answers", POLICY_SYNC, "if time.monotonic() > end:", "if False:", IN_SYNC),
     ("a server that refuses", POLICY_SYNC, "if answer.status_code != 200:", "if False:", IN_SYNC),
     ("half a checkpoint", "trainers/checkpoints.py", 'json.loads((path / TRAINER_STATE_NAME).read_text())', "pass", "checkpoints"),
     ("the newest checkpoint", "trainers/checkpoints.py", 'key=lambda path: int(path.name.removeprefix("checkpoint-")), ', "", "checkpoints"),

@@ -52,7 +52,8 @@ def test_the_command_trains_on_a_server_and_replays_its_journal(tmp_path):
     groups = [group(scores=(1.0, 0.0)), group(scores=(0.5, 0.0), length=6)]
     with ScriptedAtropos(*map(batch, groups)) as server:
         source = ["--data.atropos.api_url", server.url, "--data.atropos.refresh_interval", "0.05"]
-        cli.main(["weighted", *TRAIN, *source, "--max_steps", "2", "--output_dir", "run"])
+        cli.main(["weighted", *TRAIN, *source, "--max_steps", "2", "--max_length", "99", "--output_dir", "run"])
+        assert server.info == (2, 99)
     cli.main(["replay", "run/journal", *TRAIN, *source, "--output_dir", "again"])
     options = ["--atropos_score_normalization", "none", "--output_dir", "otherwise"]
     cli.main(["replay", "run/journal", *TRAIN, *options])

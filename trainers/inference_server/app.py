@@ -129,10 +129,8 @@ class _Server:
     async def update_weights(self, request: "Request") -> Json:
         given = request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-            async for _ in request.stream():  # see `_read`
-                pass
             raise _RefusedError(401, "weights need `Authorization: Bearer TOKEN`, with the token of this server")
-        body = await _read(request, keep=self._max_body_bytes)
+        body = await _read(request, max_bytes=self._max_body_bytes)
         try:
             version, sha256 = _version(request.headers), _header(request.headers, "X-Sha256")
             weights = await asyncio.to_thread(read_weights, body, sha256, self._policy.model)
@@ -145,7 +143,7 @@ class _Server:
         self, request: "Request", parse: Callable[[Mapping[str, object], Policy], ParsedRequest]
     ) -> tuple[ParsedRequest, Samples]:
         try:
-            body = json.loads(await _read(request, keep=_MAX_JSON_BYTES))
+            body = json.loads(await _read(request, max_bytes=_MAX_JSON_BYTES))
             if not isinstance(body, dict):
                 raise ValueError(f"the body must be a JSON object; got {type(body).__name__}")
             parsed = parse(body, self._policy)
@@ -163,17 +161,13 @@ async def _answered(ask: Callable[[], "Future[_Answer]"]) -> _Answer:
         raise _RefusedError(503, error) from error
 
 
-async def _read(request: "Request", *, keep: int) -> bytes:
-    """The body, of at most `keep` bytes. A longer one is read to its end, or the client would not get to hear of it."""
+async def _read(request: "Request", *, max_bytes: int) -> bytes:
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= keep:
-            chunks.append(chunk)
-        else:
-            chunks.clear()
-    if size > keep:
-        raise _RefusedError(413, f"the body has {size} bytes, and at most {keep} are taken")
+        if size > max_bytes:
+            raise _RefusedError(413, f"the body is too long: at most {max_bytes} bytes are taken")
+        chunks.append(chunk)
     return b"".join(chunks)
 
 
