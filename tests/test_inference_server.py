@@ -360,6 +360,16 @@ def test_closing_ends_a_batch_at_its_next_token_and_tells_those_who_wait(policy)
     assert gate.num_passes == 4
 
 
+def test_who_waits_for_an_answer_when_the_server_ends_hears_503(policy):
+    gate, body = Gate(policy.model, at=0), {"prompt": "12", "n": 16384, "max_tokens": 100}
+    with ThreadPoolExecutor(1) as pool:
+        with running(policy) as url:
+            answer = pool.submit(refusal, url, "/generate", body)
+            assert gate.reached.wait(TIMEOUT_S)
+            gate.open()
+        assert answer.result()[0] == 503
+
+
 def completions(policy, prompts, sampling):
     return generation.generate(
         policy,

@@ -48,6 +48,9 @@ def build_app(
         model_name: what it says that it serves; requests may name any.
         max_body_bytes: of `/update_weights`.
         on_start: called when it can answer.
+
+    Returns:
+        The app, whose `state.batcher` is to be closed at the end.
     """
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect
@@ -68,10 +71,7 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         on_start()
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(batcher.close)
+        yield
 
     batcher = Batcher(policy, max_batch_rows=max_batch_rows)
     server = _Server(policy, batcher, token, model_name, max_body_bytes)
@@ -83,7 +83,9 @@ def build_app(
         route("GET", "/health", server.health),
         route("POST", "/update_weights", server.update_weights),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.state.batcher = batcher
+    return app
 
 
 class _RefusedError(Exception):

@@ -1,6 +1,7 @@
 """`online-sft serve MODEL`."""
 
 import argparse
+import asyncio
 import os
 import secrets
 import signal
@@ -101,10 +102,15 @@ def serve(
 
 
 def http_server(app: "Starlette") -> "uvicorn.Server":
-    """uvicorn, silent but for errors, and quick to end."""
+    """uvicorn, silent but for errors, and quick to end: who waits for an answer then hears 503."""
     import uvicorn
 
-    return uvicorn.Server(
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await asyncio.to_thread(app.state.batcher.close)
+            await super().shutdown(sockets)
+
+    return Server(
         uvicorn.Config(
             app,
             log_level="warning",
