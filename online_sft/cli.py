@@ -119,7 +119,10 @@ def _replay(arguments: list[str]) -> None:
     data, config, model = parse("online-sft replay", [*arguments, *no_servers], (DataArguments, WeightedSFTConfig))
     if not config.atropos_replay:
         raise UsageError("no journal: online-sft replay JOURNAL, the folder `journal` in a run's output_dir")
-    if os.path.realpath(config.output_dir) == os.path.dirname(os.path.realpath(config.atropos_replay)):
+    journal = os.path.realpath(config.atropos_replay)
+    is_of_that_run = config.atropos_journal is not None and os.path.realpath(config.atropos_journal) == journal
+    is_chosen = any(word.split("=")[0] in ("--output_dir", "--output-dir") for word in arguments)
+    if os.path.realpath(config.output_dir) == os.path.dirname(journal) or (is_of_that_run and not is_chosen):
         raise UsageError(f"output_dir={config.output_dir!r} holds the run that wrote the journal; set another one")
     _train(WeightedSFTTrainer, data, config, model)
 
@@ -354,9 +357,10 @@ def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments:
     atropos = [
         name for name in ("atropos_api_url", "atropos_replay", "atropos_data_path") if getattr(config, name, None)
     ]
-    if atropos and data.dataset_name:
+    if atropos and data.dataset_name and config.eval_strategy == "no":
         raise UsageError(
-            f"dataset_name={data.dataset_name!r} beside {atropos[0]}, which is a source of data too; drop one"
+            f"dataset_name={data.dataset_name!r} beside {atropos[0]}, which is a source of data too; drop one, or set "
+            "eval_strategy to evaluate on it"
         )
     train_dataset = None if atropos else _load_split(data, data.dataset_train_split)
     eval_dataset = _load_split(data, data.dataset_test_split) if config.eval_strategy != "no" else None

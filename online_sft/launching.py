@@ -122,10 +122,12 @@ def fit(
     `resume_from_checkpoint` is "auto" for the last whole checkpoint, or a new start where there is none.
 
     Raises:
-        UsageError: when the trainer refuses the model, the data or a combination of options.
+        UsageError: when the trainer refuses the model, the data or a combination of options, or a server, a journal or
+            a group of Atropos ends the run.
     """
     from trl import get_peft_config, get_quantization_config
 
+    from trainers.atropos.batches import ATROPOS_ERRORS
     from trainers.checkpoints import last_whole_checkpoint
 
     config.model_init_kwargs = {
@@ -147,9 +149,12 @@ def fit(
     except (ValueError, OSError) as error:
         raise UsageError(error) from error
     checkpoint = config.resume_from_checkpoint
-    trainer.train(
-        resume_from_checkpoint=last_whole_checkpoint(config.output_dir) if checkpoint == "auto" else checkpoint
-    )
+    try:
+        trainer.train(
+            resume_from_checkpoint=last_whole_checkpoint(config.output_dir) if checkpoint == "auto" else checkpoint
+        )
+    except ATROPOS_ERRORS as error:
+        raise UsageError(error) from error
     trainer.save_model(config.output_dir)
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)

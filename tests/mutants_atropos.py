@@ -9,7 +9,8 @@ FUSED, HEAD = "online_sft/fused_cross_entropy.py", "trainers/weighted_lm_head.py
 TRAINER = "trainers/weighted_sft_trainer.py"
 IN_CLIENT, IN_FETCHER, IN_STREAM, IN_FILES = "atropos_client", "atropos_fetcher", "atropos_stream", "atropos_files"
 IN_BATCH, IN_JOURNAL, IN_TRAINING = "atropos_batch", "atropos_journal", "atropos_training"
-IN_CLI, IN_SYNC = "atropos_cli", "atropos_policy_sync"
+IN_CLI, IN_SYNC, IN_SERVER = "atropos_cli", "atropos_policy_sync", "inference_server"
+SERVER = "trainers/inference_server/"
 
 OF_ATROPOS = [
     ("Atropos' masks", GROUP, "wrong = is_loss & (values != ids)", "wrong = is_loss & False", IN_BATCH),
@@ -120,4 +121,13 @@ OF_ATROPOS = [
     ("the newest checkpoint", "trainers/checkpoints.py", 'key=lambda path: int(path.name.removeprefix("checkpoint-")), ', "", "checkpoints"),
     ("settings within settings", "online_sft/launching.py", "flat.write_text(yaml.safe_dump(_flat(config)))", "flat.write_text(yaml.safe_dump({}))", IN_CLI),
     ("dotted settings", "online_sft/launching.py", 'word.replace("--data.atropos.", "--atropos_", 1)', "word", IN_CLI),
+    ("the temperature of a sample", f"{SERVER}sampling.py", "TemperatureLogitsWarper(float(temperature))", "TemperatureLogitsWarper(1.0)", IN_SERVER),
+    ("the padding of prompts", f"{SERVER}generation.py", "masks = [[0] * (width", "masks = [[1] * (width", IN_SERVER),
+    ("the log-prob of what was drawn", f"{SERVER}generation.py", "log_probs.gather(-1, tokens)", "log_probs.amax(-1, keepdim=True)", IN_SERVER),
+    ("weights that were damaged", f"{SERVER}weights.py", "if found != sha256.strip().lower():", "if False:", IN_SERVER),
+    ("weights that are missing", f"{SERVER}weights.py", "if not tied[name] & weights.keys()", "if False", IN_SERVER),
+    ("weights that are not finite", f"{SERVER}weights.py", "if not weight.isfinite().all()", "if False", IN_SERVER),
+    ("who may send weights", f"{SERVER}app.py", "if not hmac.compare_digest(", "if False and not hmac.compare_digest(", IN_SERVER),
+    ("a request that is passed over", f"{SERVER}batching.py", "self._waiting.append(waiting)  # all", "pass  # all", IN_SERVER),
+    ("the version of the samples", f"{SERVER}batching.py", "self.policy_version = update.policy_version", "pass", IN_SERVER),
 ]  # fmt: skip

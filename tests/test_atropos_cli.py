@@ -91,6 +91,12 @@ def test_mistakes_are_told_in_a_line(tmp_path, capsys):
         assert "dataset_name='a.jsonl' beside atropos_api_url" in error
     error = error_of(capsys, "replay", "run/journal", *TRAIN, "--output_dir", "run")
     assert "output_dir='run' holds the run that wrote the journal" in error
+    Path("of_the_run.yaml").write_text(yaml.safe_dump({"atropos_journal": "run/journal", "output_dir": "elsewhere"}))
+    error = error_of(capsys, "replay", "run/journal", *TRAIN, "--config", "of_the_run.yaml")
+    assert "output_dir='elsewhere' holds the run that wrote the journal" in error
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["weighted", *TRAIN, "--data.atropos.api_url", "127.0.0.1:8000", "--max_steps", "1"])
+    assert "online-sft weighted: error: '127.0.0.1:8000' cannot be asked" in capsys.readouterr().err
 
 
 def test_resume_auto_begins_anew_where_there_is_no_checkpoint_and_goes_on_where_there_is_one(tmp_path):

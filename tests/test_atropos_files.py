@@ -93,7 +93,16 @@ def test_temperatures_are_there_where_a_row_needs_them():
     rows, _ = read_file(written(group(), group()), BatchReader())
     assert {"input_ids", "labels", "advantages", "group"} == set(rows[0])
     rows, _ = read_file(written(group(), group()), BatchReader(temperature=0.7))
-    assert rows[0]["temperatures"] == [0.7] * 4
+    assert "temperatures" not in rows[0]  # all have that of the run
+    said = group(generation_params={"temperature": 1.0})
+    rows, _ = read_file(written(said, said), BatchReader(temperature=0.7))
+    assert rows[0]["temperatures"] == [1.0] * 4
+
+
+def test_sequences_without_gradient_are_marked_where_there_are_any():
+    zeroed = group(overrides=[{"set_advantage_to_zero": True}, {}])
+    rows, _ = read_file(written(group(), zeroed), BatchReader())
+    assert [row["has_gradient"] for row in rows] == [[1] * 4, [1] * 4, [0] * 4, [1] * 4]
 
 
 def test_log_probs_are_there_where_every_loss_token_has_one():

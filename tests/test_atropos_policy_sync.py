@@ -8,10 +8,11 @@ from exact_on_cpu import EXACT_ON_CPU
 from inference_server_tools import TOKEN, generate, running
 from peft import LoraConfig
 from torch.testing import assert_close
+from transformers import TrainerCallback
 
 from online_sft import PolicySyncError, WeightedSFTConfig, WeightedSFTTrainer
 from recipes.quickstart.tiny_model import build_model
-from trainers.atropos.policy_sync import policy_weights
+from trainers.atropos.policy_sync import PolicySync, policy_weights
 from trainers.inference_server.policy import Policy
 
 STEP = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "atropos_refresh_interval": 0.05}
@@ -106,3 +107,45 @@ def test_a_server_that_does_not_answer_stops_the_run_in_time(model, tokenizer):
     trainer = trainer_of(model, tokenizer, **sources, atropos_sync_timeout=0.5, max_steps=1)
     with pytest.raises(PolicySyncError, match=r"atropos_sync_timeout=0.5 s .*Start it again with `online-sft serve`"):
         trainer.train()
+
+
+def test_neither_proxies_nor_netrc_get_the_weights_or_the_token(policy, model, tokenizer, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("ONLINE_SFT_SERVE_TOKEN", TOKEN)
+    with running(policy) as url, ScriptedAtropos(batch(small_group())) as atropos, ScriptedAtropos() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        trainer_of(model, tokenizer, atropos_api_url=atropos.url, atropos_sync_url=url, max_steps=1).train()
+        assert not proxy.requests
+
+
+def test_a_batch_that_is_too_stale_brings_the_server_the_weights_again(policy, model, tokenizer, monkeypatch):
+    """It has been started anew, say: without this no step would follow, and no sync."""
+    monkeypatch.setenv("ONLINE_SFT_SERVE_TOKEN", TOKEN)
+    synced = []
+    sync = PolicySync.sync
+    monkeypatch.setattr(PolicySync, "sync", lambda self, version: synced.append(version) or sync(self, version))
+    groups = [{**small_group(), "generation_params": {"policy_version": version}} for version in (0, 1, 0, 2)]
+    with running(policy) as url, ScriptedAtropos(*map(batch, groups)) as atropos:
+        sources = {"atropos_api_url": atropos.url, "atropos_sync_url": url, "atropos_max_staleness": 1}
+        trainer = trainer_of(model, tokenizer, **sources, max_steps=3)
+        trainer.train()
+    assert trainer.state.global_step == 3
+    assert synced == [0, 1, 2, 2, 3]
+
+
+def test_after_an_exception_the_next_run_gets_the_journal_at_once(policy, model, tokenizer, monkeypatch):
+    class Fails(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise ZeroDivisionError("of a callback")
+
+    with ScriptedAtropos(*[batch(small_group())] * 4) as atropos:
+        trainer = trainer_of(model, tokenizer, atropos_api_url=atropos.url, max_steps=2)
+        trainer.add_callback(Fails)
+        with pytest.raises(ZeroDivisionError) as held:
+            trainer.train()
+        trainer.remove_callback(Fails)
+        trainer.train()
+    assert held.value.args == ("of a callback",)
+    assert trainer.state.global_step == 2

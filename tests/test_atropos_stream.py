@@ -17,7 +17,7 @@ from online_sft.atropos.fetcher import Fetcher, FetcherError, FetcherOptions
 from online_sft.atropos.group import MalformedGroupError
 from online_sft.atropos.journal import Journal, JournalError, num_entries, read_entry
 from online_sft.atropos.quarantine import Quarantine
-from online_sft.atropos.stream import BatchStream
+from online_sft.atropos.stream import BatchStream, StaleBatchesError
 
 FOLDER = Path(__file__).parent / "data" / "atropos"
 BATCHES = sorted(path.name for path in FOLDER.glob("*.json") if path.read_bytes().startswith(b'{"batch":[{'))
@@ -31,8 +31,8 @@ def write_journal(*answers):
     journal.close()
 
 
-def replay(**options):
-    return BatchStream("journal", BatchReader(), Quarantine("quarantine.jsonl"), None, **options)
+def replay(reader=None, **options):
+    return BatchStream("journal", reader or BatchReader(), Quarantine("quarantine.jsonl"), None, **options)
 
 
 def quarantined():
@@ -107,7 +107,7 @@ def test_a_malformed_group_is_kept_with_its_place_and_reason_and_the_others_are_
     assert [row.group for row in taken.rows] == [0, 0, 3, 3]
     assert taken.metrics["score"] == 1.25
     assert taken.metrics["atropos/groups"] == 2
-    assert taken.counts == {"atropos/quarantined_groups": 2}
+    assert taken.counts == {"atropos/quarantined_groups": 2, "atropos/cut_sequences": 0}
     first, second = quarantined()
     assert first | {"reason": ""} == {"batch": 1, "group": 1, "reason": "", "raw": ZERO_ONE}
     assert first["reason"].startswith("masks[0][0] is 0")
@@ -121,7 +121,7 @@ def test_a_resume_does_not_keep_a_group_twice():
         stream = replay()
         taken = [stream.take(0, 0.0) for _ in range(2)]
     assert [(entry["batch"], entry["group"]) for entry in quarantined()] == [(0, 1), (1, 0)]
-    assert taken[-1].counts == {"atropos/quarantined_groups": 2}
+    assert taken[-1].counts["atropos/quarantined_groups"] == 2
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
@@ -219,7 +219,8 @@ def test_what_the_journal_holds_comes_first_and_then_what_the_server_brings(stre
         assert server.requests == []
         taken = stream.take(3, 20.0)
         assert (taken.index, taken.metrics["score"]) == (3, 1.5)
-        assert taken.counts == {"atropos/garbled_answers": 1, "atropos/quarantined_groups": 0}
+        counts = {"atropos/garbled_answers": 1, "atropos/quarantined_groups": 0, "atropos/cut_sequences": 0}
+        assert taken.counts == counts
         assert not stream.is_over
         time.sleep(0.2)
         assert num_entries("journal") == 4  # the next one comes when it is asked for
@@ -306,3 +307,59 @@ def test_whatever_is_in_a_group_it_is_kept_aside_or_has_weights_that_float32_can
         assert np.isfinite(row.weights.astype(np.float32)).all()
         assert np.isfinite(np.float32(row.temperature))
         json.dumps(row.tokens.tolist())
+
+
+def test_another_runs_groups_are_kept_beside_those_of_the_same_place():
+    path = Path("quarantine.jsonl")
+    Quarantine(path).add(0, [Quarantined(0, "first", 1)])
+    Quarantine(path).add(0, [Quarantined(0, "first", 2)])
+    Quarantine(path).add(0, [Quarantined(0, "second", 2)])
+    assert [(entry["reason"], entry["raw"]) for entry in quarantined()] == [("first", 1), ("first", 2), ("second", 2)]
+
+
+def test_sequences_that_are_cut_are_counted_and_warned_of_once(caplog):
+    write_journal(*[batch(group(length=6), group(length=4))] * 2)
+    stream = replay(BatchReader(max_length=5))
+    assert [stream.take(0, 0.0).counts["atropos/cut_sequences"] for _ in range(2)] == [2, 4]
+    assert caplog.text.count("2 of 4 sequences of a batch are cut at max_length=5") == 1
+
+
+def test_a_batch_that_is_cut_to_its_prompts_is_not_trained_on():
+    write_journal(batch(group()), batch({**group(), "masks": [[-100, 10, 11, -100], [-100, 20, 21, -100]]}))
+    stream = replay(BatchReader(max_length=1))
+    assert stream.take(0, 0.0) is None
+    assert stream.counts["unusable_batches"] == 2
+
+
+def stale_batch(version):
+    return batch(group(generation_params={"policy_version": version}))
+
+
+def test_a_batch_that_is_all_stale_is_told_of_and_many_in_a_row_end_the_run(stream_from):
+    with ScriptedAtropos(stale_batch(4), *[stale_batch(0)] * 25) as server:
+        stream = stream_from(server, max_staleness=3)
+        assert stream.take(5, 20.0).index == 0
+        assert not stream.is_behind
+        for _ in range(19):
+            assert stream.take(5, 20.0) is None
+            assert stream.is_behind
+        with pytest.raises(StaleBatchesError, match=r"20 batches in a row .*atropos_max_staleness=3"):
+            stream.take(5, 20.0)
+
+
+def test_what_was_stale_in_the_journal_of_a_resume_does_not_end_the_run(stream_from):
+    write_journal(*[stale_batch(0)] * 30)
+    with ScriptedAtropos(stale_batch(9)) as server:
+        stream = stream_from(server, max_staleness=3)
+        while not stream.is_open(1.0):
+            pass
+        assert stream.take(9, 20.0).index == 30
+
+
+def test_batches_of_an_earlier_run_are_told_of(stream_from, caplog):
+    write_journal(batch(group()), batch(group()))
+    with ScriptedAtropos() as server:
+        stream = stream_from(server, position=1)
+        while not stream.is_open(1.0):
+            pass
+        assert "1 batches in the journal journal are there already, from an earlier run" in caplog.text

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from exact_on_cpu import EXACT_ON_CPU
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,10 +45,11 @@ def bodies_of(*names):
     return [(FOLDER / name).read_bytes() for name in names]
 
 
-def trainer_of(journal, model=MODEL, **options):
+def trainer_of(journal, model=MODEL, eval_dataset=None, **options):
     options = {"per_device_train_batch_size": 8, "max_length": None, **options}
     args = WeightedSFTConfig(**{**EXACT_ON_CPU, **options}, atropos_replay=journal)
-    trainer = WeightedSFTTrainer(model, args, processing_class=AutoTokenizer.from_pretrained(MODEL))
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    trainer = WeightedSFTTrainer(model, args, processing_class=tokenizer, eval_dataset=eval_dataset)
     trainer.model.eval()  # has no dropout; `train` sets it back
     return trainer
 
@@ -215,6 +217,63 @@ def test_a_journal_ends_the_run_whatever_max_steps():
     assert trainer.state.global_step == 4
 
 
+def test_a_run_that_is_resumed_at_its_end_makes_no_further_step():
+    journal = write_journal(bodies_of(*SIXTEEN))
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "lr_scheduler_type": "constant"}
+    first = trainer_of(journal, **options)
+    first.train()
+    again = trainer_of(journal, **options)
+    again.train(resume_from_checkpoint="out/checkpoint-2")
+    assert again.state.global_step == 2
+    for ours, theirs in zip(again.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_second_replay_in_one_process_begins_at_the_beginning():
+    trainer = trainer_of(write_journal(bodies_of(*SIXTEEN)))
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.global_step == 4
+
+
+def test_evaluation_on_rows_goes_on_beside_and_leaves_the_training_metrics_alone():
+    bodies = bodies_of("real_env_managed_server_1.json") * 3
+    rows = Dataset.from_list([{"input_ids": [4, 5, 6], "labels": [-100, 5, 6], "advantages": [0.0, 1.0, 1.0]}] * 3)
+    options = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.0}
+    journal = write_journal(bodies)
+    evaluated = trainer_of(journal, eval_dataset=rows, eval_strategy="steps", eval_steps=1, **options)
+    evaluated.train()
+    assert len(logged(evaluated, "eval_loss")) == 3
+    assert max(logged(evaluated, "sampling/sampling_logp_difference/max")) < 1e-5
+    plain = trainer_of(journal, **options, output_dir="plain")
+    plain.train()
+    assert logged(plain, "loss") == logged(evaluated, "loss")
+
+
+@pytest.mark.parametrize("normalization", ["batch", "group", "global"])
+def test_no_normalisation_gives_a_row_a_gradient_that_the_environment_wants_none_from(normalization):
+    """Nor does it count among what it is compared with."""
+    (body,) = bodies_of("03_token_advantages.json")
+    answer = json.loads(body)
+    answer["batch"][0]["overrides"] = [{}, {"set_advantage_to_zero": True}, {}, {}]
+    trainer = trainer_of(write_journal([json.dumps(answer).encode()]), advantage_normalization=normalization)
+    batch = AtroposBatchProcessor(0).process_atropos_batch(json.loads(body)["batch"])
+    kept = batch["loss_masks"] == 1
+    kept[1] = False
+    seen = []
+    weighed = trainer._weighed
+    trainer._weighed = lambda batches, **options: seen.append(weighed(batches, **options)) or seen[-1]
+    trainer.train()
+    found = seen[0][0][0]["advantages"].numpy()
+    groups = [slice(0, 4), slice(4, 8)] if normalization == "group" else [slice(0, 8)]
+    expected = np.zeros_like(found)
+    for rows in groups:
+        of_group = batch["advantages"][rows][kept[rows]]
+        expected[rows][kept[rows]] = (of_group - of_group.mean()) / of_group.std()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert seen[0][1] == batch["loss_masks"].sum()  # its tokens stay in the denominator
+
+
 def test_stale_groups_are_left_out_when_a_limit_is_set():
     (body,) = bodies_of(SIXTEEN[0])
     answer = json.loads(body)
@@ -249,6 +308,12 @@ def test_scores_and_the_time_of_each_phase_are_logged():
         ({"atropos_api_url": "http://127.0.0.1:1", "max_steps": 2, "packing": True}, "packing=True is for data sets"),
         ({"atropos_replay": "nowhere"}, "no batch in the journal"),
         ({"atropos_sync_url": "http://127.0.0.1:1"}, "without atropos_api_url"),
+        ({"atropos_max_staleness": 3}, "atropos_max_staleness has no effect without atropos_api_url"),
+        (
+            {"atropos_api_url": "a", "atropos_sync_url": "b", "atropos_sync_every": 6, "atropos_max_staleness": 3},
+            "atropos_sync_every=6 makes every batch more than atropos_max_staleness=3",
+        ),
+        ({"atropos_sync_engine": "sglang"}, "must be serve or vllm; got 'sglang'"),
         ({"atropos_score_normalization": "std"}, "must be one of none, mean, mean_std"),
         ({"atropos_refresh_interval": 0}, "atropos_refresh_interval must be above 0; got 0"),
         ({"atropos_max_quarantined": 2}, "is a share, 0 to 1; got 2"),
@@ -292,3 +357,22 @@ def test_a_file_of_atropos_sft_gen_is_a_data_set_whose_answers_have_their_score(
         assert first > 5
         assert row["labels"][:first] == [-100] * first
         assert row["advantages"][first:] == pytest.approx([score] * (len(row["labels"]) - first))
+
+
+def test_a_file_of_which_most_groups_are_malformed_is_refused(tmp_path):
+    line = json.loads((FOLDER / "process_mode_groups.jsonl").read_text().splitlines()[0])
+    bad = {**line, "scores": line["scores"][:1]}
+    (tmp_path / "groups.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (line, bad, bad)))
+    options = {**EXACT_ON_CPU, "atropos_data_path": "groups.jsonl"}
+    with pytest.raises(ValueError, match=r"2 of 3 groups of groups.jsonl are malformed, .*: line 2: scores has 1"):
+        WeightedSFTTrainer(MODEL, WeightedSFTConfig(**options))
+    trainer = WeightedSFTTrainer(MODEL, WeightedSFTConfig(**options, atropos_max_quarantined=0.7))
+    assert len(trainer.train_dataset) == len(line["tokens"])
+    kept = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(each)["batch"] for each in kept] == [1, 2]
+
+
+def test_groups_that_are_given_as_a_data_set_are_shown_the_way():
+    rows = Dataset.from_json(str(FOLDER / "process_mode_groups.jsonl"))
+    with pytest.raises(ValueError, match="holds groups of Atropos; give its file as atropos_data_path"):
+        WeightedSFTTrainer(MODEL, WeightedSFTConfig(**EXACT_ON_CPU), train_dataset=rows)

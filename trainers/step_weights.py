@@ -37,6 +37,11 @@ def sequence_ids(batch: Batch) -> Tensor:
     return torch.arange(len(labels), device=labels.device).unsqueeze(1).expand(labels.shape)
 
 
+def _with_gradient(batch: Batch, mask: Tensor) -> Tensor:
+    """The loss tokens less those that shall have weight 0, whatever the normalisation."""
+    return mask & (batch["has_gradient"] == 1) if "has_gradient" in batch else mask
+
+
 class StepWeights:
     """Normalises and clips the advantages of an optimizer step's micro-batches, and counts its denominator D.
 
@@ -62,8 +67,11 @@ class StepWeights:
             update: add the step to the running statistics; without, "global" uses them as they are (evaluation).
         """
         masks = [loss_tokens(batch["labels"]) for batch in batches]
-        advantages = self._normalised(batches, masks, update)
-        clipped = [clip(a, self._args.advantage_clipping) * mask for a, mask in zip(advantages, masks, strict=True)]
+        weighed_tokens = [_with_gradient(batch, mask) for batch, mask in zip(batches, masks, strict=True)]
+        advantages = self._normalised(batches, weighed_tokens, update)
+        clipped = [
+            clip(a, self._args.advantage_clipping) * mask for a, mask in zip(advantages, weighed_tokens, strict=True)
+        ]
         weighed = [{**batch, "advantages": a} for batch, a in zip(batches, clipped, strict=True)]
         return weighed, self._denominator(weighed, masks)
 

@@ -15,6 +15,7 @@ TOKEN_COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "ref_log_probs": (torch.float32, 0.0),
     "groups": (torch.int64, -1),
     "temperatures": (torch.float32, 1.0),
+    "has_gradient": (torch.int64, 0),
 }
 
 

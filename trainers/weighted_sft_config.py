@@ -53,7 +53,7 @@ class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, S
         if self.max_steps <= 0:
             raise ValueError("Atropos' batches never end: set max_steps")
         of_data_sets = ("packing", "padding_free", "weighting", "align", "completion_only_loss", "assistant_only_loss")
-        for name in (*of_data_sets, "use_advantage_weighting"):
+        for name in (*of_data_sets, "use_advantage_weighting", "shuffle_dataset", "auto_find_batch_size"):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
                 raise ValueError(

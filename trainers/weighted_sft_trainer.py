@@ -22,7 +22,7 @@ from online_sft.objectives import importance_weights, value_and_slopes
 from online_sft.weight_statistics import WeightStatistics
 from online_sft.weightings import Weighting, fit_temperature
 from trainers.arguments import config_or_default
-from trainers.atropos.batches import AtroposBatches
+from trainers.atropos.batches import AtroposBatches, Sync
 from trainers.atropos.dataset import atropos_dataset
 from trainers.atropos.micro_batches import refuse_other_temperatures
 from trainers.atropos.policy_sync import PolicySync
@@ -130,10 +130,10 @@ class WeightedSFTTrainer(SFTTrainer):
     def _take_batches_of_atropos(self) -> None:
         if self._tp_size > 1:
             raise ValueError("tensor parallelism with Atropos' batches is not supported; set tp_size=1")
-        self._atropos = AtroposBatches(self)
+        syncs: dict[str, Callable[[Any], Sync]] = {"serve": PolicySync, "vllm": VLLMPolicySync}
+        sync = syncs[self.args.atropos_sync_engine](self) if self.args.atropos_sync_url else None
+        self._atropos = AtroposBatches(self, sync)
         self.add_callback(self._atropos)
-        if self.args.atropos_sync_url:
-            self.add_callback({"serve": PolicySync, "vllm": VLLMPolicySync}[self.args.atropos_sync_engine](self))
 
     def get_train_dataloader(self) -> Any:
         return super().get_train_dataloader() if self._atropos is None else self._atropos
@@ -198,6 +198,7 @@ class WeightedSFTTrainer(SFTTrainer):
             "groups": args.advantage_normalization == "group",
             "ref_log_probs": args.policy_weighting == "importance",
             "temperatures": "temperatures" in first,
+            "has_gradient": "has_gradient" in first,
         }
         columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if needed[name])]
         return cut(prepared, columns, args, dataset_name, packing=packing)
@@ -206,6 +207,8 @@ class WeightedSFTTrainer(SFTTrainer):
         messages = [m for name in ("messages", "conversations", "prompt", "completion") for m in row.get(name) or []]
         on_messages = any(isinstance(message, dict) and "weight" in message for message in messages)
         columns = ", ".join(row)
+        if {"tokens", "masks", "scores"} <= set(row):
+            raise ValueError(f"the {dataset_name} dataset holds groups of Atropos; give its file as atropos_data_path")
         if self._weighting is not None:
             if "reward" not in row or "advantages" in row:
                 raise ValueError(
@@ -268,7 +271,7 @@ class WeightedSFTTrainer(SFTTrainer):
                 return model(**kwargs)
             outputs, weights = self._score(model, kwargs, inputs)
             self._count(weights, outputs, inputs["labels"])
-            if self._atropos is not None:
+            if self._atropos is not None and self.model.training:
                 self._atropos.compare(outputs, inputs["ref_log_probs"])
             # TRL takes minus their sum. Of a whole step it divides by the labels, and does not undo DDP's average.
             outputs.log_probs = -outputs.nll / denominator

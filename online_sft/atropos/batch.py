@@ -31,6 +31,8 @@ class WeightedRow:
     log_probs: Floats  # of the engine that sampled, nats; NaN where unknown
     temperature: float  # of the sampling
     group: int  # its place in the batch
+    has_gradient: bool  # False: the environment wants none from it, however weights are normalised
+    is_cut: bool  # at max_length
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -89,6 +91,8 @@ class BatchReader:
                 log_probs=(np.full(len(sequence), np.nan) if sequence.log_probs is None else sequence.log_probs)[cut],
                 temperature=sequence.temperature,
                 group=index,
+                has_gradient=not sequence.is_zeroed,
+                is_cut=len(sequence) > len(of_tokens[cut]),
             )
             for sequence, of_tokens in zip(group.sequences, weights, strict=True)
         ]

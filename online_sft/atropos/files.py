@@ -16,8 +16,9 @@ def read_file(path: str | Path, reader: BatchReader) -> tuple[list[dict[str, Any
     """The rows of a file as `WeightedSFTTrainer` takes them, and what is malformed, with its line (from 0).
 
     A group gives a row for each sequence: `input_ids`, `labels`, `advantages`, `group` (the line) and, where any row
-    of the file needs them, `temperatures`; `ref_log_probs` where every loss token of the file has one. A sample of
-    atropos-sft-gen gives `prompt` and `completion` (a conversation's last message), and its score as it is.
+    of the file needs them, `temperatures` and `has_gradient`; `ref_log_probs` where every loss token of the file has
+    one. A sample of atropos-sft-gen gives `prompt` and `completion` (a conversation's last message), and its score as
+    it is.
 
     Raises:
         ValueError: for pairs of atropos-dpo-gen, lines that are none of these, different kinds of lines, or a file
@@ -38,7 +39,7 @@ def read_file(path: str | Path, reader: BatchReader) -> tuple[list[dict[str, Any
     kinds = sorted(set(map(_kind, rows)))
     if len(kinds) > 1:
         raise ValueError(f"{path} mixes {' and '.join(kinds)}; make a file of each kind")
-    return _with_the_same_columns(rows), quarantined
+    return _with_the_same_columns(rows, reader.temperature), quarantined
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -63,6 +64,7 @@ def _row(row: WeightedRow, line: int) -> dict[str, Any]:
         "advantages": row.weights.tolist(),
         "group": line,
         "temperatures": [row.temperature] * len(row),
+        "has_gradient": [int(row.has_gradient)] * len(row),
         "ref_log_probs": None if np.isnan(log_probs).any() else log_probs.tolist(),
     }
 
@@ -95,11 +97,11 @@ def _kind(row: dict[str, Any]) -> str:
     return "texts" if isinstance(row["prompt"], str) else "conversations"
 
 
-def _with_the_same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_the_same_columns(rows: list[dict[str, Any]], temperature: float) -> list[dict[str, Any]]:
     dropped = set()
     if any(row.get("ref_log_probs") is None for row in rows):
         dropped.add("ref_log_probs")
-    temperatures = {temperature for row in rows for temperature in row.get("temperatures", [1.0])[:1]}
-    if temperatures == {1.0}:
-        dropped.add("temperatures")
+    for name, usual in (("temperatures", temperature), ("has_gradient", 1)):
+        if all(row.get(name, [usual])[0] == usual for row in rows):
+            dropped.add(name)
     return [{name: value for name, value in row.items() if name not in dropped} for row in rows]

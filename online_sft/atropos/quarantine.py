@@ -1,5 +1,6 @@
 """What was delivered and not trained on: one line of JSON per group, with the reason."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ class Quarantine:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._known = {
-            (entry["batch"], entry["group"])
+            _key(entry["batch"], Quarantined(entry["group"], entry["reason"], entry["raw"]))
             for entry in map(_read, self.path.read_text().splitlines() if self.path.exists() else [])
             if entry is not None
         }
@@ -31,7 +32,7 @@ class Quarantine:
 
     def add(self, batch: int, groups: Iterable[Quarantined]) -> None:
         """Keeps groups of the batch with this index."""
-        new = [each for each in groups if (batch, each.group) not in self._known]
+        new = [each for each in groups if _key(batch, each) not in self._known]
         if not new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,13 @@ class Quarantine:
             for each in new:
                 entry = {"batch": batch, "group": each.group, "reason": each.reason, "raw": each.raw}
                 file.write(json.dumps(entry).encode() + b"\n")
-        self._known |= {(batch, each.group) for each in new}
+        self._known |= {_key(batch, each) for each in new}
+
+
+def _key(batch: int, quarantined: Quarantined) -> tuple[int, int, str]:
+    """Another run may write to the same file: its batches have the same numbers and hold other groups."""
+    content = json.dumps([quarantined.reason, quarantined.raw])
+    return batch, quarantined.group, hashlib.sha256(content.encode()).hexdigest()
 
 
 def _end_of_half_a_line(file: BinaryIO) -> bytes:

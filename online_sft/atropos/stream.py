@@ -16,9 +16,15 @@ from online_sft.atropos.journal import JournalError, num_entries, read_entry
 from online_sft.atropos.json_reading import read_json
 from online_sft.atropos.quarantine import Quarantine
 
-__all__ = ["BatchStream", "StepBatch"]
+__all__ = ["BatchStream", "StaleBatchesError", "StepBatch"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_STALE = 20  # batches in a row
+
+
+class StaleBatchesError(RuntimeError):
+    """The environments sample from a policy that does not follow this one."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class StepBatch:
     index: int  # of the journal's entry
     rows: list[WeightedRow]
     metrics: dict[str, float] = field(default_factory=dict)  # of this batch
-    counts: dict[str, int] = field(default_factory=dict)  # since the run began
+    counts: dict[str, int] = field(default_factory=dict)  # since the process began
 
 
 class BatchStream:
@@ -58,13 +64,39 @@ class BatchStream:
         self._journal, self._reader, self._quarantine, self._fetcher = journal, reader, quarantine, fetcher
         self._position = position
         self._max_quarantined, self._max_staleness = max_quarantined, max_staleness
-        self._num_there = 0
+        self._num_there = self._num_from_before = 0
         if fetcher is None:
-            self._num_there = self._checked(num_entries(journal))
+            self._num_there = self._num_from_before = self._checked(num_entries(journal))
             if not self._num_there:
                 raise JournalError(f"there is no batch in the journal {journal}")
         self._since: float | None = None
+        self._num_stale_batches = 0  # in a row
         self.counts: Counter = Counter()
+
+    def is_open(self, timeout_s: float) -> bool:
+        """Whether it is known what the journal holds; waits for it. Until then another run may have its lock.
+
+        Raises:
+            FetcherError: it will never be.
+        """
+        if self._fetcher is not None and self._fetcher.num_delivered is None:
+            self._fetcher.poll(timeout_s)
+            if self._fetcher.num_delivered is None:
+                return False
+            self._num_there = self._num_from_before = self._checked(self._fetcher.num_delivered)
+            if self._num_there > self._position:
+                logger.warning(
+                    "%d batches in the journal %s are there already, from an earlier run, and are trained on first; "
+                    "for a run that begins anew choose another output_dir or atropos_journal",
+                    self._num_there - self._position,
+                    self._journal,
+                )
+        return True
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last batch was left out because all of it was stale, though it was delivered just now."""
+        return self._num_stale_batches > 0
 
     @property
     def is_over(self) -> bool:
@@ -80,6 +112,7 @@ class BatchStream:
 
         Raises:
             MalformedGroupError: more of a batch is malformed than `max_quarantined`.
+            StaleBatchesError: many batches in a row are stale.
             FetcherError: none will come.
             JournalError: what the run has consumed is not there, or the batch is damaged.
         """
@@ -89,10 +122,12 @@ class BatchStream:
             batch = self._read(self._position, policy_version, waited=time.monotonic() - self._since)
             self._position += 1
             if batch.rows:
-                self._since = None
+                self._since, self._num_stale_batches = None, 0
                 return batch
             self.counts["unusable_batches"] += 1
             logger.warning("batch %d of %s is left out: none of its groups can be used", batch.index, self._journal)
+            if self.is_behind:
+                return None
         return None
 
     def close(self) -> None:
@@ -137,7 +172,9 @@ class BatchStream:
         self._quarantine.add(index, stale)
         for each in stale:
             del groups[each.group]
-        rows = [row for place, group in groups.items() for row in self._reader.rows(place, group)]
+        if stale and not groups and index >= self._num_from_before:
+            self._count_stale_batch()
+        rows = self._with_loss([row for place, group in groups.items() for row in self._reader.rows(place, group)])
         metrics = {
             **_metrics(groups, rows),
             "atropos/seconds_rollout": waited,
@@ -148,6 +185,29 @@ class BatchStream:
         self.counts["quarantined_groups"] = len(self._quarantine)
         counts = {**self.counts, **(self._fetcher.counts if self._fetcher is not None else {})}
         return StepBatch(index, rows, metrics, {f"atropos/{name}": count for name, count in counts.items()})
+
+    def _count_stale_batch(self) -> None:
+        self._num_stale_batches += 1
+        if self._num_stale_batches >= _MOST_STALE:
+            raise StaleBatchesError(
+                f"{_MOST_STALE} batches in a row were sampled more than atropos_max_staleness={self._max_staleness} "
+                "optimizer steps ago: the server that the environments sample from does not follow the policy. See "
+                "that atropos_sync_url is that server, or raise atropos_max_staleness"
+            )
+
+    def _with_loss(self, rows: list[WeightedRow]) -> list[WeightedRow]:
+        """The rows; none where max_length has left no token to train on."""
+        num_cut = sum(row.is_cut for row in rows)
+        if num_cut and not self.counts["cut_sequences"]:
+            logger.warning(
+                "%d of %d sequences of a batch are cut at max_length=%s, with their weights; atropos/cut_sequences "
+                "counts them",
+                num_cut,
+                len(rows),
+                self._reader.max_length,
+            )
+        self.counts["cut_sequences"] += num_cut
+        return rows if any(row.is_loss[1:].any() for row in rows) else []
 
     def _warn(self, index: int, num_groups: int, malformed: list[Quarantined]) -> None:
         reasons = "; ".join(f"group {each.group}: {each.reason}" for each in malformed[:3])

@@ -2,42 +2,61 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from online_sft.atropos.batch import BatchReader
 from online_sft.atropos.client import Registration
-from online_sft.atropos.fetcher import Fetcher, FetcherOptions
+from online_sft.atropos.fetcher import Fetcher, FetcherError, FetcherOptions
+from online_sft.atropos.group import MalformedGroupError
+from online_sft.atropos.journal import JournalError
 from online_sft.atropos.quarantine import Quarantine
-from online_sft.atropos.stream import BatchStream, StepBatch
+from online_sft.atropos.stream import BatchStream, StaleBatchesError, StepBatch
 from trainers.atropos.micro_batches import micro_batch, parts_of
+from trainers.atropos.policy_sync import PolicySyncError
 from trainers.main_process import on_main_process
 
-__all__ = ["AtroposBatches"]
+__all__ = ["ATROPOS_ERRORS", "AtroposBatches", "Sync"]
+
+# What ends a run, and says what to do about it
+ATROPOS_ERRORS = (FetcherError, JournalError, MalformedGroupError, PolicySyncError, StaleBatchesError)
 
 # The other processes wait in a broadcast meanwhile, which gives up after ten minutes or so.
 _HEARTBEAT_S = 5.0
+
+
+class Sync(Protocol):
+    """Brings the policy's weights to the server that the environments sample from."""
+
+    def sync(self, policy_version: int) -> None:
+        """A collective call, with all processes."""
 
 
 class AtroposBatches(TrainerCallback, ExportableState):
     """The trainer's data loader: `gradient_accumulation_steps` micro-batches a batch of Atropos, whatever its size.
 
     As a callback it saves in every checkpoint's trainer_state.json which entry of the journal is next, so that a resume
-    goes on with what the checkpoint has not consumed.
+    goes on with what the checkpoint has not consumed; and brings the weights to the inference server: once the journal
+    is its own, after every `atropos_sync_every` optimizer steps, and when a batch was too stale to be trained on.
 
     Args:
         trainer: a `WeightedSFTTrainer` whose arguments name a source.
+        sync: None: nobody samples from the policy.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, sync: Sync | None) -> None:
+        self._trainer, self._sync = trainer, sync
         self._position = self._position_after_step = 0
         self._handed_out = 0.0
+        self._stream: BatchStream | None = None  # on the main process
+        self._differences: list[Tensor] = []
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"position": self._position}}
@@ -47,35 +66,45 @@ class AtroposBatches(TrainerCallback, ExportableState):
     ) -> None:
         """On a resume `state` is the checkpoint's, otherwise it holds what `state()` has just returned."""
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self._position = self._position_after_step = saved["attributes"]["position"]
+        is_new_replay = self._trainer.args.atropos_replay and not state.global_step
+        self._position = self._position_after_step = 0 if is_new_replay else saved["attributes"]["position"]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._position = self._position_after_step
         state.epoch = state.global_step / state.max_steps  # a stream has one, and a resume does not begin it again
-        self._trainer._metrics["train"]["atropos/seconds_training"].append(time.monotonic() - self._handed_out)
+        metrics = self._trainer._metrics["train"]
+        metrics["atropos/seconds_training"].append(time.monotonic() - self._handed_out)
+        self._log_differences(metrics)
+        if self._sync is not None and state.global_step % self._trainer.args.atropos_sync_every == 0:
+            started = time.monotonic()
+            self._sync.sync(state.global_step)
+            metrics["atropos/seconds_sync"].append(time.monotonic() - started)
 
     def compare(self, outputs: Any, sampler_log_probs: Tensor) -> None:
-        """Adds the policy's difference from whoever sampled to the metrics, under TRL's names, in nats per token.
+        """Adds a micro-batch to the difference between policy and sampler, in nats per token, under TRL's names.
 
-        It grows with staleness; before the first step, a weight sync that works leaves rounding only.
+        It grows with staleness; right after a weight sync it is what rounding leaves.
 
         Args:
-            outputs: of the LM head, [B, T-1].
+            outputs: of the LM head, [B, T-1]; adapters may have prepended tokens.
             sampler_log_probs: [B, T], NaN where unknown.
         """
-        known = outputs.label_mask & ~sampler_log_probs[:, 1:].isnan()
-        if known.any():
-            differences = (outputs.log_probs.detach() - sampler_log_probs[:, 1:])[known].abs()
-            metrics = self._trainer._metrics["train"]
-            metrics["sampling/sampling_logp_difference/mean"].append(differences.mean().item())
-            metrics["sampling/sampling_logp_difference/max"].append(differences.max().item())
+        offset = outputs.log_probs.size(1) - sampler_log_probs.size(1)
+        theirs = F.pad(sampler_log_probs, (offset, 0), value=torch.nan)
+        known = outputs.label_mask & ~theirs.isnan()
+        differences = (outputs.log_probs.detach() - theirs).abs().where(known, 0.0).double()
+        self._differences.append(torch.stack([differences.sum(), known.sum(), differences.max()]))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         trainer, accelerator = self._trainer, self._trainer.accelerator
+        self.close()  # of a run that ended in an exception
+        if trainer.state.global_step >= trainer.state.max_steps:  # resumed at its end
+            trainer.control.should_training_stop = True
+            return
         num_micro_batches = trainer.args.gradient_accumulation_steps
-        stream = _on_main_process_only(accelerator, lambda: _stream(trainer, self._position))
         try:
-            while (batch := self._next(stream)) is not None:
+            self._open()
+            while (batch := self._next()) is not None:
                 self._log(batch)
                 self._position_after_step, self._handed_out = batch.index + 1, time.monotonic()
                 parts = parts_of(batch.rows, accelerator.num_processes * num_micro_batches)
@@ -84,21 +113,51 @@ class AtroposBatches(TrainerCallback, ExportableState):
                     yield micro_batch(part, trainer._tokenizer.pad_token_id, accelerator.device)
             trainer.control.should_training_stop = True
         finally:
-            if stream is not None:
-                stream.close()
+            self.close()
 
-    def _next(self, stream: BatchStream | None) -> StepBatch | None:
+    def close(self) -> None:
+        """Lets the fetcher end, and with it the journal's lock."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _open(self) -> None:
+        def open_stream() -> None:
+            self._stream = _stream(self._trainer, self._position)
+
+        def is_open() -> bool:
+            assert self._stream is not None
+            return self._stream.is_open(_HEARTBEAT_S)
+
+        on_main_process(self._trainer.accelerator, open_stream)
+        while not on_main_process(self._trainer.accelerator, is_open):
+            pass
+        if self._sync is not None:  # not before: the weights of a run that may not begin are nobody's policy
+            self._sync.sync(self._trainer.state.global_step)
+
+    def _next(self) -> StepBatch | None:
         """The batch for all processes; None at the end of a journal that is replayed."""
 
-        def take() -> tuple[StepBatch | None, bool]:
-            assert stream is not None
-            batch = stream.take(self._trainer.state.global_step, _HEARTBEAT_S)
-            return batch, batch is None and stream.is_over
+        def take() -> tuple[StepBatch | None, bool, bool]:
+            assert self._stream is not None
+            batch = self._stream.take(self._trainer.state.global_step, _HEARTBEAT_S)
+            return batch, batch is None and self._stream.is_over, self._stream.is_behind
 
         while True:
-            batch, is_over = on_main_process(self._trainer.accelerator, take)
+            batch, is_over, is_behind = on_main_process(self._trainer.accelerator, take)
             if batch is not None or is_over:
                 return batch
+            if is_behind and self._sync is not None:  # it has been started anew: without this no step would follow
+                self._sync.sync(self._trainer.state.global_step)
+
+    def _log_differences(self, metrics: dict[str, list[float]]) -> None:
+        here = torch.stack(self._differences or [torch.zeros(3, dtype=torch.float64)]).to(self._trainer.args.device)
+        self._differences = []
+        everywhere = self._trainer.accelerator.gather(here.float())
+        total, count, largest = everywhere[:, 0].sum(), everywhere[:, 1].sum(), everywhere[:, 2].max()
+        if count:
+            metrics["sampling/sampling_logp_difference/mean"].append((total / count).item())
+            metrics["sampling/sampling_logp_difference/max"].append(largest.item())
 
     def _log(self, batch: StepBatch) -> None:
         metrics = self._trainer._metrics["train"]
@@ -106,13 +165,6 @@ class AtroposBatches(TrainerCallback, ExportableState):
             metrics[name].append(float(value))
         for name, count in batch.counts.items():
             metrics[name] = [float(count)]
-
-
-def _on_main_process_only(accelerator: Any, call: Callable[[], BatchStream]) -> BatchStream | None:
-    """What the call returns, on the main process; its errors are raised on all."""
-    made: list[BatchStream] = []
-    on_main_process(accelerator, lambda: made.append(call()))
-    return made[0] if made else None
 
 
 def _stream(trainer: Any, position: int) -> BatchStream:
@@ -127,10 +179,9 @@ def _stream(trainer: Any, position: int) -> BatchStream:
     )
     fetcher = None
     if args.atropos_api_url:
-        context = trainer.model.config.get_text_config().max_position_embeddings
         registration = Registration(
             batch_size=trainer.get_total_train_batch_size(args),
-            max_token_len=args.max_length or context,
+            max_token_len=args.max_length or trainer.model.config.get_text_config().max_position_embeddings,
             num_steps=args.max_steps,
             starting_step=trainer.state.global_step,
             checkpoint_dir=os.path.abspath(args.output_dir),

@@ -45,7 +45,12 @@ def atropos_dataset(args: WeightedSFTConfig, model: Any) -> Dataset | None:
         temperature=args.temperature,
     )
     rows, malformed = read_file(args.atropos_data_path, reader)
-    if malformed:
+    if args.policy_weighting == "importance" and "ref_log_probs" not in rows[0]:
+        raise ValueError(
+            "policy_weighting='importance' needs inference_logprobs of every loss token, and some of "
+            f"{args.atropos_data_path} have none (1.0)"
+        )
+    if malformed and args.process_index == 0:
         quarantine = Quarantine(Path(args.output_dir) / "quarantine.jsonl")
         for line, each in malformed:
             quarantine.add(line, [each])
@@ -56,6 +61,13 @@ def atropos_dataset(args: WeightedSFTConfig, model: Any) -> Dataset | None:
             quarantine.path,
             malformed[0][0] + 1,
             malformed[0][1].reason,
+        )
+    num_groups = len(malformed) + len({row.get("group") for row in rows})
+    if len(malformed) > args.atropos_max_quarantined * num_groups:
+        raise ValueError(
+            f"{len(malformed)} of {num_groups} groups of {args.atropos_data_path} are malformed, a larger share than "
+            f"atropos_max_quarantined={args.atropos_max_quarantined:g}: line {malformed[0][0] + 1}: "
+            f"{malformed[0][1].reason}"
         )
     return Dataset.from_list(rows)
 

@@ -105,6 +105,8 @@ class WeightedSFTEnvironment:
         return answer["env_id"]
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = await asyncio.to_thread(requests.post, self._api_url + path, json=body, timeout=60)
+        with requests.Session() as session:
+            session.trust_env = False  # as the trainer's client
+            answer = await asyncio.to_thread(session.post, self._api_url + path, json=body, timeout=60)
         answer.raise_for_status()
         return answer.json()

@@ -27,7 +27,7 @@ def micro_batch(rows: Sequence[WeightedRow], pad_token_id: int, device: torch.de
     if not rows:
         nothing = np.zeros(2)
         tokens = np.full(2, pad_token_id)
-        rows = [WeightedRow(tokens, np.zeros(2, dtype=bool), nothing, np.full(2, np.nan), 1.0, -1)]
+        rows = [WeightedRow(tokens, np.zeros(2, dtype=bool), nothing, np.full(2, np.nan), 1.0, -1, True, False)]
     arrays = padded(rows, pad_token_id)
     lengths = np.array([len(row) for row in rows])
     shape = arrays["tokens"].shape
@@ -39,6 +39,7 @@ def micro_batch(rows: Sequence[WeightedRow], pad_token_id: int, device: torch.de
         "ref_log_probs": arrays["inference_logprobs"].astype(np.float32),
         "groups": np.broadcast_to(np.array([[row.group] for row in rows]), shape).copy(),
         "temperatures": np.broadcast_to(arrays["temperatures"][:, None].astype(np.float32), shape).copy(),
+        "has_gradient": np.broadcast_to(np.array([[int(row.has_gradient)] for row in rows]), shape).copy(),
     }
     return {name: torch.as_tensor(values, device=device) for name, values in columns.items()}
 

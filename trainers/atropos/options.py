@@ -158,6 +158,16 @@ class AtroposOptions:
             raise ValueError(f"atropos_max_quarantined is a share, 0 to 1; got {self.atropos_max_quarantined}")
         if self.atropos_max_staleness is not None and self.atropos_max_staleness < 0:
             raise ValueError(f"atropos_max_staleness must be 0 or more; got {self.atropos_max_staleness}")
+        staleness, every = self.atropos_max_staleness, self.atropos_sync_every
+        if self.atropos_sync_url and staleness is not None and every > staleness + 1:
+            raise ValueError(
+                f"atropos_sync_every={every} makes every batch more than atropos_max_staleness={staleness} optimizer "
+                "steps old before the next sync; make it smaller, or allow more"
+            )
+        of_streams = ("batch_size", "journal", "max_staleness", "reset_on_conflict")
+        for name in () if self.is_atropos_stream else of_streams:
+            if getattr(self, f"atropos_{name}"):
+                raise ValueError(f"atropos_{name} has no effect without atropos_api_url")
         if self.atropos_sync_url and not self.atropos_api_url:
             raise ValueError("atropos_sync_url without atropos_api_url: nobody samples from that server for this run")
         if self.atropos_api_url and self.atropos_batch_size not in (None, sequences_per_step):

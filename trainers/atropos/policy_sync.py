@@ -9,7 +9,6 @@ import requests
 from peft import PeftModel
 from safetensors.torch import save
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers.engine.exact_merge import merged_without_trace
 from trainers.main_process import on_main_process
@@ -23,41 +22,27 @@ class PolicySyncError(RuntimeError):
     """The inference server does not have the policy's weights, and will not."""
 
 
-class PolicySync(TrainerCallback):
-    """Sends the weights to `online-sft serve` before training, and after every `atropos_sync_every` optimizer steps.
+class PolicySync:
+    """Sends the weights to `online-sft serve`.
 
     The server checks names, shapes and checksum, swaps all weights or none, and answers with version and checksum; the
-    run goes on only after that. `ONLINE_SFT_SERVE_TOKEN` is the password.
+    run goes on only after that. `ONLINE_SFT_SERVE_TOKEN` is the password. Proxies and netrc are not used.
 
     Args:
         trainer: a `WeightedSFTTrainer` with `args.atropos_sync_url`.
-
-    Raises:
-        PolicySyncError: on every process, when the server refuses the weights, or has not answered for
-            `atropos_sync_timeout` seconds.
     """
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer, args = trainer, trainer.args
-        self._url, self._every, self._timeout_s = (
-            args.atropos_sync_url,
-            args.atropos_sync_every,
-            args.atropos_sync_timeout,
-        )
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.sync(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self._every == 0:
-            started = time.monotonic()
-            self.sync(state.global_step)
-            self._trainer._metrics["train"]["atropos/seconds_sync"].append(time.monotonic() - started)
+        self._trainer = trainer
+        self._url, self._timeout_s = trainer.args.atropos_sync_url.rstrip("/"), trainer.args.atropos_sync_timeout
 
     def sync(self, policy_version: int) -> None:
-        """Sends the weights as they are now. A collective call, with all processes."""
+        """Sends the weights as they are now. A collective call, with all processes.
+
+        Raises:
+            PolicySyncError: on every process, when the server refuses the weights, or has not answered for
+                `atropos_sync_timeout` seconds.
+        """
         weights = policy_weights(self._trainer)
         on_main_process(self._trainer.accelerator, lambda: self._send(save(weights), policy_version))
 
@@ -85,14 +70,18 @@ class PolicySync(TrainerCallback):
     def _attempt(self, body: bytes, headers: dict[str, str]) -> str | None:
         """None when the server has the weights, or else why another attempt may help."""
         try:
-            answer = requests.post(
-                f"{self._url.rstrip('/')}/update_weights",
-                data=body,
-                headers=headers,
-                timeout=self._timeout_s,
-                allow_redirects=False,
-            )
+            with requests.Session() as session:
+                session.trust_env = False
+                answer = session.post(
+                    f"{self._url}/update_weights",
+                    data=body,
+                    headers=headers,
+                    timeout=self._timeout_s,
+                    allow_redirects=False,
+                )
         except requests.RequestException as error:
+            if isinstance(error, ValueError):  # of the URL
+                raise PolicySyncError(f"atropos_sync_url={self._url!r} cannot be asked: {error}") from error
             return str(error)
         if answer.status_code >= 500:
             return f"HTTP {answer.status_code}: {answer.text[:200]}"
@@ -101,10 +90,20 @@ class PolicySync(TrainerCallback):
             raise PolicySyncError(
                 f"{self._url} refuses the policy's weights, HTTP {answer.status_code}: {answer.text[:500]}.{way_out}"
             )
-        found = answer.json()
-        if found["sha256"] != headers["X-Sha256"] or str(found["policy_version"]) != headers["X-Policy-Version"]:
-            raise PolicySyncError(f"{self._url} has taken other weights than it was sent: {found}")
+        if not _confirms(answer, headers):
+            raise PolicySyncError(
+                f"{self._url} does not confirm the weights that it was sent ({answer.text[:200]}); is it an "
+                "`online-sft serve`?"
+            )
         return None
+
+
+def _confirms(answer: requests.Response, headers: dict[str, str]) -> bool:
+    try:
+        found = answer.json()
+        return (found["sha256"], str(found["policy_version"])) == (headers["X-Sha256"], headers["X-Policy-Version"])
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 def policy_weights(trainer: Any) -> dict[str, Tensor]:

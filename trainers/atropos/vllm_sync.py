@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import get_config_model_id
 
@@ -14,8 +13,8 @@ from trainers.main_process import on_main_process
 __all__ = ["VLLMPolicySync"]
 
 
-class VLLMPolicySync(TrainerCallback):
-    """TRL's weight transfer, before training and after every `atropos_sync_every` optimizer steps; each one is proven.
+class VLLMPolicySync:
+    """TRL's weight transfer; each one is proven.
 
     Args:
         trainer: a `WeightedSFTTrainer` with `args.atropos_sync_url`.
@@ -42,15 +41,9 @@ class VLLMPolicySync(TrainerCallback):
         self._weight_sync = WeightSync(trainer)
         guard.watch(self._weight_sync, self._weight_sync.expect_proof)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def sync(self, policy_version: int) -> None:
+        """Sends the weights as they are now, and proves it. A collective call, with all processes."""
         self._trainer.vllm_generation.sync_weights()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self._trainer.args.atropos_sync_every == 0:
-            self._trainer.vllm_generation.sync_weights()
-            metrics = self._trainer._metrics["train"]
-            for name, value in self._weight_sync.pop_metrics().items():
-                metrics[name].append(value)
-            metrics["atropos/seconds_sync"].append(metrics["weight_sync/seconds"][-1])
+        metrics = self._trainer._metrics["train"]
+        for name, value in self._weight_sync.pop_metrics().items():
+            metrics[name] = [value]
