@@ -103,10 +103,12 @@ def test_a_server_with_another_model_refuses_the_weights_by_name(saved_model, to
 
 
 def test_a_server_that_does_not_answer_stops_the_run_in_time(model, tokenizer):
-    sources = {"atropos_api_url": "http://127.0.0.1:1", "atropos_sync_url": "http://127.0.0.1:1"}
-    trainer = trainer_of(model, tokenizer, **sources, atropos_sync_timeout=0.5, max_steps=1)
-    with pytest.raises(PolicySyncError, match=r"atropos_sync_timeout=0.5 s .*Start it again with `online-sft serve`"):
-        trainer.train()
+    with ScriptedAtropos(batch(small_group())) as atropos:
+        sources = {"atropos_api_url": atropos.url, "atropos_sync_url": "http://127.0.0.1:1"}
+        trainer = trainer_of(model, tokenizer, **sources, atropos_sync_timeout=0.5, max_steps=1)
+        with pytest.raises(PolicySyncError, match=r"atropos_sync_timeout=0.5 s .*Start it again with `online-sft"):
+            trainer.train()
+        assert not atropos.num_requests("/batch")  # nothing is sampled for a policy that the server has not
 
 
 def test_neither_proxies_nor_netrc_get_the_weights_or_the_token(policy, model, tokenizer, monkeypatch, tmp_path):
