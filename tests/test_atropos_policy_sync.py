@@ -85,7 +85,7 @@ def test_between_syncs_the_server_keeps_the_weights_it_has(policy, model, tokeni
 
 def test_a_wrong_token_stops_the_run_before_it_begins(policy, model, tokenizer, monkeypatch):
     monkeypatch.setenv("ONLINE_SFT_SERVE_TOKEN", "another")
-    with running(policy) as url, ScriptedAtropos() as atropos:
+    with running(policy) as url, ScriptedAtropos(batch(small_group())) as atropos:
         trainer = trainer_of(model, tokenizer, atropos_api_url=atropos.url, atropos_sync_url=url, max_steps=1)
         with pytest.raises(PolicySyncError, match=r"HTTP 401.*Set ONLINE_SFT_SERVE_TOKEN"):
             trainer.train()
@@ -96,10 +96,11 @@ def test_a_server_with_another_model_refuses_the_weights_by_name(saved_model, to
     monkeypatch.setenv("ONLINE_SFT_SERVE_TOKEN", TOKEN)
     config = saved_model.config.__class__.from_dict({**saved_model.config.to_dict(), "intermediate_size": 100})
     other = Policy.of(type(saved_model)(config), tokenizer)
-    with running(other) as url, ScriptedAtropos() as atropos:
+    with running(other) as url, ScriptedAtropos(batch(small_group())) as atropos:
         trainer = trainer_of(saved_model, tokenizer, atropos_api_url=atropos.url, atropos_sync_url=url, max_steps=1)
         with pytest.raises(PolicySyncError, match=r"HTTP 400.*mlp\.(gate|up|down)_proj"):
             trainer.train()
+        assert not atropos.requests
 
 
 def test_a_server_that_does_not_answer_stops_the_run_in_time(model, tokenizer):
@@ -143,7 +144,7 @@ def test_after_an_exception_the_next_run_gets_the_journal_at_once(policy, model,
             raise ZeroDivisionError("of a callback")
 
     with ScriptedAtropos(*[batch(small_group())] * 4) as atropos:
-        trainer = trainer_of(model, tokenizer, atropos_api_url=atropos.url, max_steps=2)
+        trainer = trainer_of(model, tokenizer, atropos_api_url=atropos.url, atropos_timeout=2.0, max_steps=2)
         trainer.add_callback(Fails)
         with pytest.raises(ZeroDivisionError) as held:
             trainer.train()
