@@ -306,6 +306,7 @@ def test_whatever_is_in_a_group_it_is_kept_aside_or_has_weights_that_float32_can
     for row in [row for each in groups.values() for row in reader.rows(0, each)]:
         assert np.isfinite(row.weights.astype(np.float32)).all()
         assert np.isfinite(np.float32(row.temperature))
+        assert not row.weights[~row.is_loss].any()
         json.dumps(row.tokens.tolist())
 
 
@@ -345,6 +346,15 @@ def test_a_batch_that_is_all_stale_is_told_of_and_many_in_a_row_end_the_run(stre
             assert stream.is_behind
         with pytest.raises(StaleBatchesError, match=r"20 batches in a row .*atropos_max_staleness=3"):
             stream.take(5, 20.0)
+
+
+def test_waiting_after_a_stale_batch_is_no_reason_to_send_the_weights_again_and_again(stream_from):
+    with ScriptedAtropos(stale_batch(0)) as server:
+        stream = stream_from(server, max_staleness=3)
+        assert stream.take(5, 20.0) is None
+        assert stream.is_behind
+        assert stream.take(5, 0.1) is None
+        assert not stream.is_behind
 
 
 def test_what_was_stale_in_the_journal_of_a_resume_does_not_end_the_run(stream_from):

@@ -48,6 +48,9 @@ class BatchStream:
         position: the entry to begin with.
         max_quarantined: share of malformed groups of a batch, above which `take` raises.
         max_staleness: optimizer steps since a group was sampled, above which it is left out; None: no limit.
+
+    Attributes:
+        is_behind: the last `take` left a batch out that was delivered just now, because all of it was stale.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class BatchStream:
                 raise JournalError(f"there is no batch in the journal {journal}")
         self._since: float | None = None
         self._num_stale_batches = 0  # in a row
+        self.is_behind = False
         self.counts: Counter = Counter()
 
     def is_open(self, timeout_s: float) -> bool:
@@ -94,11 +98,6 @@ class BatchStream:
         return True
 
     @property
-    def is_behind(self) -> bool:
-        """Whether the last batch was left out because all of it was stale, though it was delivered just now."""
-        return self._num_stale_batches > 0
-
-    @property
     def is_over(self) -> bool:
         """Whether no batch will come any more."""
         return self._fetcher is None and self._position >= self._num_there
@@ -116,6 +115,7 @@ class BatchStream:
             FetcherError: none will come.
             JournalError: what the run has consumed is not there, or the batch is damaged.
         """
+        self.is_behind = False
         now = time.monotonic()
         end, self._since = now + timeout_s, self._since or now
         while self._is_there(policy_version, end):
@@ -187,6 +187,7 @@ class BatchStream:
         return StepBatch(index, rows, metrics, {f"atropos/{name}": count for name, count in counts.items()})
 
     def _count_stale_batch(self) -> None:
+        self.is_behind = True
         self._num_stale_batches += 1
         if self._num_stale_batches >= _MOST_STALE:
             raise StaleBatchesError(
