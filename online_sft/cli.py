@@ -354,9 +354,7 @@ def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:
     if model.model_name_or_path is None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
-    atropos = [
-        name for name in ("atropos_api_url", "atropos_replay", "atropos_data_path") if getattr(config, name, None)
-    ]
+    atropos = getattr(config, "atropos_sources", [])  # which `online` has not
     if atropos and data.dataset_name and config.eval_strategy == "no":
         raise UsageError(
             f"dataset_name={data.dataset_name!r} beside {atropos[0]}, which is a source of data too; drop one, or set "

@@ -6,7 +6,7 @@ QUARANTINE, READING, GROUP = (f"{FOLDER}{name}.py" for name in ("quarantine", "j
 WEIGHTS, BATCH, JOURNAL = (f"{FOLDER}{name}.py" for name in ("weights", "batch", "journal"))
 MICRO, BATCHES, POLICY_SYNC = (f"trainers/atropos/{name}.py" for name in ("micro_batches", "batches", "policy_sync"))
 FUSED, HEAD = "online_sft/fused_cross_entropy.py", "trainers/weighted_lm_head.py"
-TRAINER = "trainers/weighted_sft_trainer.py"
+TRAINER, READING_OF_RUN = "trainers/weighted_sft_trainer.py", "trainers/atropos/reading.py"
 IN_CLIENT, IN_FETCHER, IN_STREAM, IN_FILES = "atropos_client", "atropos_fetcher", "atropos_stream", "atropos_files"
 IN_BATCH, IN_JOURNAL, IN_TRAINING = "atropos_batch", "atropos_journal", "atropos_training"
 IN_CLI, IN_SYNC, IN_SERVER = "atropos_cli", "atropos_policy_sync", "inference_server"
@@ -106,11 +106,11 @@ OF_ATROPOS = [
     ("the position after a step", BATCHES, "batch.index + 1, time", "batch.index, time", IN_TRAINING),
     ("positions are not steps", BATCHES, '{"position": self._position}', '{"position": self._trainer.state.global_step}', IN_TRAINING),
     ("the epoch of a stream", BATCHES, "state.epoch = state.global_step / state.max_steps", "pass", IN_TRAINING),
-    ("cutting at max_length", BATCHES, "max_length=args.max_length,", "", IN_TRAINING),
-    ("how scores are normalised", BATCHES, "score_normalization=args.atropos_score_normalization,", "", IN_TRAINING),
+    ("cutting at max_length", BATCHES, "max_length=args.max_length)", "max_length=None)", IN_TRAINING),
+    ("how scores are normalised", READING_OF_RUN, "score_normalization=args.atropos_score_normalization,", "", IN_TRAINING),
     ("the limit of malformed groups", BATCHES, "max_quarantined=args.atropos_max_quarantined,", "", IN_TRAINING),
     ("the limit of stale groups", BATCHES, "max_staleness=args.atropos_max_staleness,", "", IN_TRAINING),
-    ("the temperature of the run", BATCHES, "temperature=args.temperature,", "", IN_TRAINING),
+    ("the temperature of the run", READING_OF_RUN, "temperature=args.temperature,", "", IN_TRAINING),
     ("the length that is registered", BATCHES, "max_token_len=args.max_length or trainer", "max_token_len=1 or trainer", IN_CLI),
     ("the shift of the sampler's log-probs", BATCHES, "F.pad(sampler_log_probs, (offset, 0), value=torch.nan)", "sampler_log_probs[:, :-1]", IN_TRAINING),
     ("merged adapters", POLICY_SYNC, "        model.merge_adapter()\n", "", IN_SYNC),
@@ -123,7 +123,7 @@ OF_ATROPOS = [
     ("a second replay", BATCHES, "0 if is_new_replay else saved", "saved", IN_TRAINING),
     ("evaluation in the training metrics", TRAINER, "if self._atropos is not None and self.model.training:", "if self._atropos is not None:", IN_TRAINING),
     ("rows without a gradient", "trainers/step_weights.py", 'return mask & (batch["has_gradient"] == 1) if "has_gradient" in batch else mask', "return mask", IN_TRAINING),
-    ("proxies on the way to the server", POLICY_SYNC, "session.trust_env = False", "pass", IN_SYNC),
+    ("proxies on the way to the server", POLICY_SYNC, "with direct_session() as", "with requests.Session() as", IN_SYNC),
     ("many stale batches", STREAM, "if self._num_stale_batches >= _MOST_STALE:", "if False:", IN_STREAM),
     ("stale batches of an earlier run", STREAM, "if stale and not groups and index >= self._num_from_before:", "if stale and not groups:", IN_STREAM),
     ("a batch without a loss token", STREAM, "return rows if any(row.is_loss[1:].any() for row in rows) else []", "return rows", IN_STREAM),

@@ -23,6 +23,7 @@ __all__ = [
     "Registration",
     "ServerFaultError",
     "UnreachableError",
+    "direct_session",
 ]
 
 _CONNECT_S = 10.0
@@ -82,6 +83,13 @@ class Registration:
     save_checkpoint_interval: int
     wandb_group: str = "online-sft"
     wandb_project: str = "online-sft"
+
+
+def direct_session() -> requests.Session:
+    """A session that takes neither proxies nor passwords (netrc) from its surroundings."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 class AtroposClient:
@@ -178,7 +186,7 @@ class AtroposClient:
         """One connection for each request: one that was kept, and that the server gives up, looks like a lost batch."""
         try:
             with (
-                self._session() as session,
+                direct_session() as session,
                 session.request(
                     method,
                     self.url + path,
@@ -207,11 +215,6 @@ class AtroposClient:
             way_out = " (set ATROPOS_AUTHORIZATION)" if response.status_code in (401, 403) else ""
             raise RefusedError(f"{self.url}{path} answers {response.status_code}{way_out}: {body[:200]!r}")
         return body
-
-    def _session(self) -> requests.Session:
-        session = requests.Session()
-        session.trust_env = False
-        return session
 
     def _body(self, response: requests.Response, path: str) -> bytes:
         end = time.monotonic() + self._timeout_s

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from online_sft.atropos.batch import BatchReader
 from online_sft.atropos.client import Registration
 from online_sft.atropos.fetcher import Fetcher, FetcherError, FetcherOptions
 from online_sft.atropos.group import MalformedGroupError
@@ -21,6 +20,7 @@ from online_sft.atropos.quarantine import Quarantine
 from online_sft.atropos.stream import BatchStream, StaleBatchesError, StepBatch
 from trainers.atropos.micro_batches import micro_batch, parts_of
 from trainers.atropos.policy_sync import PolicySyncError
+from trainers.atropos.reading import batch_reader
 from trainers.main_process import on_main_process
 
 __all__ = ["ATROPOS_ERRORS", "AtroposBatches", "Sync"]
@@ -170,13 +170,6 @@ class AtroposBatches(TrainerCallback, ExportableState):
 def _stream(trainer: Any, position: int) -> BatchStream:
     args = trainer.args
     folder = args.atropos_replay or args.atropos_journal or str(Path(args.output_dir) / "journal")
-    reader = BatchReader(
-        max_length=args.max_length,
-        score_normalization=args.atropos_score_normalization,
-        vocab_size=trainer.model.config.get_text_config().vocab_size,
-        advantages_of_sequences=args.atropos_advantages_of_sequences,
-        temperature=args.temperature,
-    )
     fetcher = None
     if args.atropos_api_url:
         registration = Registration(
@@ -202,7 +195,7 @@ def _stream(trainer: Any, position: int) -> BatchStream:
         )
     return BatchStream(
         folder,
-        reader,
+        batch_reader(args, trainer.model.config, max_length=args.max_length),
         Quarantine(Path(args.output_dir) / "quarantine.jsonl"),
         fetcher,
         position=position,

@@ -7,9 +7,9 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import AutoConfig
 
-from online_sft.atropos.batch import BatchReader
 from online_sft.atropos.files import read_file
 from online_sft.atropos.quarantine import Quarantine
+from trainers.atropos.reading import batch_reader
 from trainers.weighted_sft_config import WeightedSFTConfig
 
 __all__ = ["atropos_dataset"]
@@ -38,13 +38,7 @@ def atropos_dataset(args: WeightedSFTConfig, model: Any) -> Dataset | None:
     if args.atropos_data_path is None:
         return None
     config = model.config if not isinstance(model, str) else _config(model, args)
-    reader = BatchReader(
-        score_normalization=args.atropos_score_normalization,
-        vocab_size=config.get_text_config().vocab_size,
-        advantages_of_sequences=args.atropos_advantages_of_sequences,
-        temperature=args.temperature,
-    )
-    rows, malformed = read_file(args.atropos_data_path, reader)
+    rows, malformed = read_file(args.atropos_data_path, batch_reader(args, config, max_length=None))
     if args.policy_weighting == "importance" and "ref_log_probs" not in rows[0]:
         raise ValueError(
             "policy_weighting='importance' needs inference_logprobs of every loss token, and some of "

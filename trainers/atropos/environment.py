@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import requests
 from transformers import AutoTokenizer
 
+from online_sft.atropos.client import direct_session
 from online_sft.patterns import PATTERNS, pattern_dataset
 
 __all__ = ["WeightedSFTEnvironment"]
@@ -105,8 +105,7 @@ class WeightedSFTEnvironment:
         return answer["env_id"]
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        with requests.Session() as session:
-            session.trust_env = False  # as the trainer's client
+        with direct_session() as session:
             answer = await asyncio.to_thread(session.post, self._api_url + path, json=body, timeout=60)
         answer.raise_for_status()
         return answer.json()

@@ -115,6 +115,11 @@ class AtroposOptions:
     )
 
     @property
+    def atropos_sources(self) -> list[str]:
+        """The fields that name a source of data; at most one may."""
+        return [name for name in ("atropos_api_url", "atropos_data_path", "atropos_replay") if getattr(self, name)]
+
+    @property
     def is_atropos_stream(self) -> bool:
         """Whether each optimizer step trains on one batch of Atropos."""
         return bool(self.atropos_api_url or self.atropos_replay)
@@ -141,9 +146,8 @@ class AtroposOptions:
         Raises:
             ValueError
         """
-        sources = [name for name in ("atropos_api_url", "atropos_data_path", "atropos_replay") if getattr(self, name)]
-        if len(sources) > 1:
-            raise ValueError(f"{' and '.join(sources)} are sources of data; set one")
+        if len(self.atropos_sources) > 1:
+            raise ValueError(f"{' and '.join(self.atropos_sources)} are sources of data; set one")
         if self.atropos_score_normalization not in ("none", "mean", "mean_std"):
             raise ValueError(
                 "atropos_score_normalization must be one of none, mean, mean_std; got "

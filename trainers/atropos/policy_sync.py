@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import save
 from torch import Tensor
 
+from online_sft.atropos.client import direct_session
 from trainers.engine.exact_merge import merged_without_trace
 from trainers.main_process import on_main_process
 
@@ -70,8 +71,7 @@ class PolicySync:
     def _attempt(self, body: bytes, headers: dict[str, str]) -> str | None:
         """None when the server has the weights, or else why another attempt may help."""
         try:
-            with requests.Session() as session:
-                session.trust_env = False
+            with direct_session() as session:
                 answer = session.post(
                     f"{self._url}/update_weights",
                     data=body,
@@ -109,17 +109,20 @@ def _confirms(answer: requests.Response, headers: dict[str, str]) -> bool:
 def policy_weights(trainer: Any) -> dict[str, Tensor]:
     """The weights by the names that they have in the model's own checkpoints; adapters are merged. A collective call.
 
-    A tensor that has several names (tied embeddings) is there under the first of them. Whole on the main process;
-    sharded models may leave the others with nothing.
+    A tensor that has several names (tied embeddings) is there under the first of them. On the main process, which sends
+    them; the others have none.
 
     Raises:
         ValueError: for adapters of a sharded model.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not isinstance(model, PeftModel):
-        return _once(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return _once(state) if trainer.accelerator.is_main_process else {}
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError("the adapters of a sharded model cannot be merged for atropos_sync_url; train all weights")
+    if not trainer.accelerator.is_main_process:
+        return {}
     with merged_without_trace(model):
         model.merge_adapter()
         state = {
