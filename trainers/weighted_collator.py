@@ -16,6 +16,7 @@ TOKEN_COLUMNS: dict[str, tuple[torch.dtype, float]] = {
     "groups": (torch.int64, -1),
     "temperatures": (torch.float32, 1.0),
     "has_gradient": (torch.int64, 0),
+    "kinds": (torch.int64, 0),
 }
 
 

@@ -270,7 +270,7 @@ class WeightedSFTTrainer(SFTTrainer):
             if not kwargs.pop("fused_lm_head", False):  # the logits, for `compute_metrics`
                 return model(**kwargs)
             outputs, weights = self._score(model, kwargs, inputs)
-            self._count(weights, outputs, inputs["labels"])
+            self._count(weights, outputs, inputs)
             if self._atropos is not None and self.model.training:
                 self._atropos.compare(outputs, inputs["ref_log_probs"])
             # TRL takes minus their sum. Of a whole step it divides by the labels, and does not undo DDP's average.
@@ -312,12 +312,12 @@ class WeightedSFTTrainer(SFTTrainer):
         outputs.nll = -self._objective(outputs.log_probs, weights).sum()
         return outputs, weights
 
-    def _count(self, weights: Tensor, outputs: Any, labels: Tensor) -> None:
+    def _count(self, weights: Tensor, outputs: Any, batch: dict[str, Any]) -> None:
         """Adds a micro-batch to the metrics of the next log entry."""
         mode = "train" if self.model.training else "eval"
         scored = outputs.label_mask & (weights != 0)
         _, slopes = value_and_slopes(self._objective, outputs.log_probs, weights)
-        step = WeightStatistics.of(weights, slopes, outputs.log_probs, scored, loss_tokens(labels).sum())
+        step = WeightStatistics.of(weights, slopes, outputs.log_probs, scored, loss_tokens(batch["labels"]).sum())
         self._statistics[mode] = self._statistics[mode] + step if mode in self._statistics else step
 
     def compute_advantage_weighted_sft_loss(

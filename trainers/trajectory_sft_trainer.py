@@ -1,0 +1,118 @@
+"""Behaviour cloning and world models as weighted SFT: one forward pass over whole episodes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from online_sft.trajectories.rendering import Renderer
+from trainers.arguments import config_or_default
+from trainers.trajectories.kinds import KindStatistics, KindWeights
+from trainers.trajectories.rows import COLUMNS, as_dataset, is_of_trajectories, token_rows
+from trainers.trajectory_sft_config import TrajectorySFTConfig
+from trainers.weighted_data import cut, is_prepared
+from trainers.weighted_sft_trainer import WeightedSFTTrainer
+
+__all__ = ["TrajectorySFTTrainer"]
+
+logger = get_logger(__name__)
+
+
+class TrajectorySFTTrainer(WeightedSFTTrainer):
+    """Learns from trajectories what the policy does (behaviour cloning), what its environment answers, or both.
+
+    L = bc_weight / D_a sum_{t in actions} w_t (-log p_t) + world_model_weight / D_o sum_{t in observations} (-log p_t)
+
+    over the tokens of one forward pass. D_a and D_o count the tokens of the whole optimizer step, over all ranks and
+    micro-batches, so that L does not depend on how they are packed or divided. In the other modes one of the two is
+    there, with the factor 1. An action's tokens are what the policy says after the generation prompt, with the end of
+    turn; an observation's are the content of its messages, with the end of turn; the first one is never a target.
+
+    Constructor, arguments and features are those of `WeightedSFTTrainer`, and:
+        args: a `TrajectorySFTConfig`.
+        train_dataset, eval_dataset: a `TrajectoryDataset`, a list of `Trajectory`, or a data set, as a table or a
+            stream, with the columns observations, actions and rewards (`TrajectoryDataset.save` writes such files).
+
+    Logged beside: `bc_loss` and `world_model_loss`, the two means, nats; their `_perplexity` and `_accuracy`, of all
+    tokens with a weight, unweighted. All are over the tokens since the last log entry, so that with `logging_steps=1`
+    loss = bc_weight * bc_loss + world_model_weight * world_model_loss.
+
+    Overrides of `WeightedSFTTrainer`, and why:
+        __init__: takes trajectories, and gives each kind of token a denominator.
+        _prepare_dataset: trajectories to tokens.
+        _count: metrics of each kind.
+        log: adds them.
+
+    Raises:
+        ValueError: for what is no trajectory, or cannot be rendered by the chat template.
+    """
+
+    _tag_names = ["trl", "trajectory-sft"]
+    _name = "Trajectory SFT"
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrajectorySFTConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *more: Any,
+        **options: Any,
+    ) -> None:
+        args = config_or_default(args, TrajectorySFTConfig, model)
+        self._kind_statistics: dict[str, KindStatistics] = {}
+        super().__init__(
+            model, args, data_collator, as_dataset(train_dataset), as_dataset(eval_dataset), *more, **options
+        )
+        self._step_weights = KindWeights(
+            self._step_weights, args.coefficients, args.loss_denominator, self.accelerator, self._tp_size
+        )
+
+    @property
+    def renderer(self) -> Renderer:
+        """How this trainer turns messages into tokens."""
+        return Renderer(self._tokenizer, self.chat_template)
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: Any,
+        args: TrajectorySFTConfig,
+        packing: bool,
+        formatting_func: Callable[[dict[str, Any]], str] | None,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        dataset = as_dataset(dataset)  # `evaluate` may be given another
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"the {dataset_name} dataset is empty")
+        if is_prepared(dataset, first):
+            return dataset
+        if not is_of_trajectories(first):
+            raise ValueError(
+                f"the {dataset_name} dataset needs the columns observations, actions and rewards of trajectories; it "
+                f"has {', '.join(first)}. WeightedSFTTrainer trains on rows of other kinds"
+            )
+        if not processing_class.chat_template:
+            logger.warning("the tokenizer has no chat template: messages are joined, each with an EOS token behind it")
+        weighting = None if self._weighting is None else self._weights_of_rewards
+        rows = token_rows(dataset, args, self.renderer, weighting, dataset_name)
+        return cut(rows, COLUMNS, args, dataset_name, packing=packing)
+
+    def _count(self, weights: Tensor, outputs: Any, batch: dict[str, Any]) -> None:
+        super()._count(weights, outputs, batch)
+        mode = "train" if self.model.training else "eval"
+        weighted_nll = -self._objective(outputs.log_probs.detach(), weights)
+        step = KindStatistics.of(batch, outputs, weighted_nll, self._step_weights.scales, self.args.loss_denominator)
+        self._kind_statistics[mode] = self._kind_statistics[mode] + step if mode in self._kind_statistics else step
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        if mode in self._kind_statistics:
+            local = self._kind_statistics.pop(mode)
+            sums = self.accelerator.reduce(local.sums, reduction="sum") / self._tp_size
+            self._metrics[mode].update({name: [value] for name, value in KindStatistics(sums).metrics().items()})
+        super().log(logs, start_time)
