@@ -53,7 +53,8 @@ def test_a_sleeping_engine_is_awake_in_the_body_and_asleep_after_it_even_after_a
     generation = SimpleNamespace(
         mode="colocate", enable_sleep_mode=True, llm=llm, sync_weights=lambda: calls.append("sync")
     )
-    trainer = SimpleNamespace(use_vllm=True, state=SimpleNamespace(global_step=7), vllm_generation=generation)
+    state = SimpleNamespace(global_step=7)
+    trainer = SimpleNamespace(use_vllm=True, state=state, vllm_generation=generation, processing_class=None)
     with pytest.raises(KeyError), synced_rollouts(trainer) as engine:
         assert not generation.enable_sleep_mode  # `generate` neither sleeps nor asks for the weights again
         assert engine.policy_version == trainer._last_loaded_step == 7

@@ -3,22 +3,16 @@
 import asyncio
 import logging
 import math
-import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import nn
 from transformers import (
     EarlyStoppingCallback,
-    GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -29,14 +23,12 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 from trl.data_utils import is_conversational
-from trl.distributed import DistributedBackend
-from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import pad
 
 from online_sft.evaluation import GradedPrompt, answer_value, estimates
 from online_sft.rewards.answers import final_answer
 from online_sft.rewards.checked import RewardFunction, check_dataset, checked, is_async, name_of
 from online_sft.rewards.messages import Completion, text_of
+from trainers.engine.sampling import generated, generating, generation_config, own_random_numbers
 
 __all__ = ["SampledEvaluationCallback"]
 
@@ -125,18 +117,7 @@ class SampledEvaluationCallback(TrainerCallback):
         self.ks, self.num_generations, self.correct_above = sorted(set(ks)), num_generations, correct_above
         self.answer, self.answer_key = answer, answer_key
         self.batch_size, self.seed = batch_size, seed
-        self._sampling = {
-            "do_sample": True,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_completion_length,
-            # `generate` would take what is not said here from the model's own generation config
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "use_cache": True,
-            "disable_compile": True,
-        }
+        self._sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_completion_length}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -172,7 +153,7 @@ class SampledEvaluationCallback(TrainerCallback):
         batches = [range(i, min(i + self.batch_size, samples)) for i in range(0, samples, self.batch_size)]
         mine = _dealt(len(batches), self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes)
         graded: list[_Graded] = []
-        with _in_evaluation_mode(self.trainer.model_wrapped), _own_random_numbers():
+        with own_random_numbers():
             completions = self._sampled([(number, batches[number]) for number, _ in mine])
             for (number, is_spare), ids in zip(mine, completions, strict=True):
                 if not is_spare:
@@ -182,29 +163,13 @@ class SampledEvaluationCallback(TrainerCallback):
 
     def _sampled(self, batches: Sequence[tuple[int, range]]) -> list[list[list[int]]]:
         """Token ids of each completion of each batch, up to its first end token."""
-        trainer = self.trainer
-        is_online = isinstance(trainer.args, GRPOConfig)
-        completions = []
-        with (
-            unwrap_model_for_generation(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation if is_online else True,
-                gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-            ) as model,
-            DistributedBackend(trainer.accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
-        ):
-            ends = _end_tokens(model, trainer.processing_class)
-            padding = trainer.processing_class.pad_token_id
-            config = GenerationConfig(**self._sampling, eos_token_id=ends or None, pad_token_id=padding)
+        trainer, completions = self.trainer, []
+        with generating(trainer) as model:
+            config = generation_config(model, trainer.processing_class, self._sampling)
             for number, batch in batches:
-                prompt_ids = [torch.tensor(ids) for ids in self._prompt_ids(self._rows(batch)["prompt"])]
-                inputs = pad(prompt_ids, padding_value=padding, padding_side="left")
-                mask = pad([torch.ones_like(ids) for ids in prompt_ids], padding_value=0, padding_side="left")
-                device = trainer.accelerator.device
+                prompt_ids = self._prompt_ids(self._rows(batch)["prompt"])
                 set_seed(self._seed_of(number))
-                tokens = model.generate(inputs.to(device), attention_mask=mask.to(device), generation_config=config)
-                completions.append([_until_end(ids, ends) for ids in tokens[:, inputs.size(1) :].tolist()])
+                completions.append(generated(model, prompt_ids, config, trainer.accelerator.device))
         return completions
 
     def _prompt_ids(self, prompts: list[Any]) -> list[list[int]]:
@@ -279,43 +244,6 @@ def _dealt(num_batches: int, rank: int, num_ranks: int) -> list[tuple[int, bool]
     rounds = math.ceil(num_batches / num_ranks)
     turns = [turn * num_ranks + rank for turn in range(rounds)]
     return [(min(turn, num_batches - 1), turn >= num_batches) for turn in turns]
-
-
-@contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """What happens inside does not show in the random numbers of Python, numpy and torch afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-@contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Also puts modules back that the training keeps in evaluation mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's and those of the model's generation config, which TRL's rollouts end at, too."""
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return sorted({end for end in (tokenizer.eos_token_id, *ends) if end is not None})
-
-
-def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """With the end token, without the padding behind it."""
-    first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    return ids[: first + 1]
 
 
 def _not_logged(name: str, value: Any) -> None:

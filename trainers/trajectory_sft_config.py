@@ -34,6 +34,9 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
         ValueError: for options that do not fit together, are out of range, or have no effect.
     """
 
+    # JSON from the command line
+    _VALID_DICT_FIELDS = [*WeightedSFTConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_learning()
@@ -50,6 +53,20 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
     def window(self) -> Window:
         """How trajectories become rows."""
         return Window(MODES[self.mode], self.history_length, self.max_length)
+
+    def check_stream(self) -> None:
+        """Refuses what is for data sets, and takes what collected trajectories need.
+
+        Raises:
+            ValueError
+        """
+        if self.max_steps <= 0:
+            raise ValueError("collected trajectories never end: set max_steps")
+        self.ignore_data_skip = True  # which batch is next, the step says
+        for name in ("packing", "shuffle_dataset", "auto_find_batch_size"):
+            self._refuse_unless_default(name, "is for data sets, and has no effect on collected trajectories")
+        if self.vllm_mode == "server" and self.use_vllm and self.vllm_server_base_url is None:
+            raise ValueError("vllm_mode='server' needs vllm_server_base_url, the address of `trl vllm-serve`")
 
     def _check_learning(self) -> None:
         if self.mode not in MODES:
@@ -95,8 +112,8 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
         staleness = self.max_trajectory_staleness
         if staleness is not None and staleness < self.collect_every - 1:
             raise ValueError(
-                f"collect_every={self.collect_every} lets trajectories get {self.collect_every - 1} optimizer steps old "
-                f"before new ones come, more than max_trajectory_staleness={staleness}; collect more often, or allow more"
+                f"collect_every={self.collect_every} lets trajectories get {self.collect_every - 1} steps old before "
+                f"new ones come, more than max_trajectory_staleness={staleness}; collect more often, or allow more"
             )
         if self.use_vllm and self.use_transformers_continuous_batching:
             raise ValueError("use_vllm beside use_transformers_continuous_batching; drop one")

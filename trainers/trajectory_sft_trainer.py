@@ -1,16 +1,24 @@
 """Behaviour cloning and world models as weighted SFT: one forward pass over whole episodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
-from online_sft.trajectories.rendering import Renderer
+from online_sft.environments.factories import environment_factories
+from online_sft.trajectories.collection import Environment
+from online_sft.trajectories.dataset import TrajectoryDataset
+from online_sft.weightings import Weighting
 from trainers.arguments import config_or_default
+from trainers.engine.policy import PolicyRollouts
+from trainers.engine.rollouts import RolloutEngine
+from trainers.trajectories.collected import CollectedBatches
 from trainers.trajectories.kinds import KindStatistics, KindWeights
-from trainers.trajectories.rows import COLUMNS, as_dataset, is_of_trajectories, token_rows
+from trainers.trajectories.policy import renderer_of
+from trainers.trajectories.rows import COLUMNS, as_dataset, as_trajectories, is_of_trajectories, token_rows
 from trainers.trajectory_sft_config import TrajectorySFTConfig
 from trainers.weighted_data import cut, is_prepared
 from trainers.weighted_sft_trainer import WeightedSFTTrainer
@@ -18,6 +26,9 @@ from trainers.weighted_sft_trainer import WeightedSFTTrainer
 __all__ = ["TrajectorySFTTrainer"]
 
 logger = get_logger(__name__)
+
+# TRL looks at the first row of a data set for what kind it is
+_LIKE_A_ROW = {"input_ids": [0, 0], "labels": [0, 0], "advantages": [0.0, 0.0], "kinds": [1, 1]}
 
 
 class TrajectorySFTTrainer(WeightedSFTTrainer):
@@ -34,14 +45,19 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         args: a `TrajectorySFTConfig`.
         train_dataset, eval_dataset: a `TrajectoryDataset`, a list of `Trajectory`, or a data set, as a table or a
             stream, with the columns observations, actions and rewards (`TrajectoryDataset.save` writes such files).
+        environments: to collect trajectories in while training: functions that make a `gymnasium.Env`, or ids of
+            Gymnasium's registry. Needs `max_steps`; a `train_dataset` is what the run begins with, and not needed.
+            `trainers.trajectories.collected` says when and what is collected.
 
     Logged beside: `bc_loss` and `world_model_loss`, the two means, nats; their `_perplexity` and `_accuracy`, of all
     tokens with a weight, unweighted. All are over the tokens since the last log entry, so that with `logging_steps=1`
     loss = bc_weight * bc_loss + world_model_weight * world_model_loss.
 
     Overrides of `WeightedSFTTrainer`, and why:
-        __init__: takes trajectories, and gives each kind of token a denominator.
+        __init__: takes trajectories and environments, and gives each kind of token a denominator.
+        get_train_dataloader: collected trajectories instead of a data set, where there are environments.
         _prepare_dataset: trajectories to tokens.
+        _weighed: their denominators.
         _count: metrics of each kind.
         log: adds them.
 
@@ -60,21 +76,37 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         *more: Any,
+        environments: Sequence[Callable[[], Environment] | str] | None = None,
         **options: Any,
     ) -> None:
         args = config_or_default(args, TrajectorySFTConfig, model)
         self._kind_statistics: dict[str, KindStatistics] = {}
+        initial = TrajectoryDataset()
+        if environments:
+            initial.extend(as_trajectories(train_dataset))
+            args.check_stream()
+            train_dataset = Dataset.from_list([_LIKE_A_ROW])
         super().__init__(
             model, args, data_collator, as_dataset(train_dataset), as_dataset(eval_dataset), *more, **options
         )
-        self._step_weights = KindWeights(
-            self._step_weights, args.coefficients, args.loss_denominator, self.accelerator, self._tp_size
-        )
+        self.rollouts = PolicyRollouts(self, renderer_of(self).prompt_ids)
+        self._collected: CollectedBatches | None = None
+        if environments:
+            self._collected = CollectedBatches(self, environment_factories(environments), initial)
+            self.add_callback(self._collected)
+        self._kind_weights = KindWeights(args.coefficients, args.loss_denominator, self.accelerator, self._tp_size)
+
+    def synced_rollouts(self) -> AbstractContextManager[RolloutEngine]:
+        """As `OnlineSFTTrainer.synced_rollouts`: completions of the policy as it is now."""
+        return self.rollouts.synced()
 
     @property
-    def renderer(self) -> Renderer:
-        """How this trainer turns messages into tokens."""
-        return Renderer(self._tokenizer, self.chat_template)
+    def action_weighting(self) -> Weighting | None:
+        """Weights of actions from their values; None without one."""
+        return None if self._weighting is None else self._weights_of_rewards
+
+    def get_train_dataloader(self) -> Any:
+        return super().get_train_dataloader() if self._collected is None else self._collected
 
     def _prepare_dataset(
         self,
@@ -89,7 +121,7 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(f"the {dataset_name} dataset is empty")
-        if is_prepared(dataset, first):
+        if is_prepared(dataset, first) or first == _LIKE_A_ROW:
             return dataset
         if not is_of_trajectories(first):
             raise ValueError(
@@ -98,15 +130,17 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
             )
         if not processing_class.chat_template:
             logger.warning("the tokenizer has no chat template: messages are joined, each with an EOS token behind it")
-        weighting = None if self._weighting is None else self._weights_of_rewards
-        rows = token_rows(dataset, args, self.renderer, weighting, dataset_name)
+        rows = token_rows(dataset, args, renderer_of(self), self.action_weighting, dataset_name)
         return cut(rows, COLUMNS, args, dataset_name, packing=packing)
+
+    def _weighed(self, batches: list[dict[str, Any]], *, update: bool) -> tuple[list[dict[str, Any]], Tensor]:
+        return self._kind_weights(super()._weighed(batches, update=update)[0])
 
     def _count(self, weights: Tensor, outputs: Any, batch: dict[str, Any]) -> None:
         super()._count(weights, outputs, batch)
         mode = "train" if self.model.training else "eval"
         weighted_nll = -self._objective(outputs.log_probs.detach(), weights)
-        step = KindStatistics.of(batch, outputs, weighted_nll, self._step_weights.scales, self.args.loss_denominator)
+        step = KindStatistics.of(batch, outputs, weighted_nll, self._kind_weights.scales, self.args.loss_denominator)
         self._kind_statistics[mode] = self._kind_statistics[mode] + step if mode in self._kind_statistics else step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

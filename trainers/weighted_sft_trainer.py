@@ -199,6 +199,7 @@ class WeightedSFTTrainer(SFTTrainer):
             "ref_log_probs": args.policy_weighting == "importance",
             "temperatures": "temperatures" in first,
             "has_gradient": "has_gradient" in first,
+            "kinds": False,  # of TrajectorySFTTrainer
         }
         columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if needed[name])]
         return cut(prepared, columns, args, dataset_name, packing=packing)

@@ -20,12 +20,14 @@ class Episode:
 
     rewards: list[float]
     group: int  # of its task: `metadata["group"]`, or, where there is none, what its first observation says
+    cut_actions: frozenset[int] = frozenset()  # places of actions whose end was never said
 
 
 def episode_of(trajectory: Trajectory) -> Episode:
     """Of a trajectory."""
     task = trajectory.metadata.get("group")
-    return Episode(list(trajectory.rewards), group_id(trajectory.observations[0] if task is None else task))
+    group = group_id(trajectory.observations[0] if task is None else task)
+    return Episode(list(trajectory.rewards), group, frozenset(trajectory.metadata.get("cut_actions", ())))
 
 
 def action_weights(
@@ -36,7 +38,7 @@ def action_weights(
     discount: float = 1.0,
     weighting: Weighting | None = None,
 ) -> list[list[float | None]]:
-    """The weight of each action of each episode; None for one that is not imitated.
+    """The weight of each action of each episode; None for one that is not imitated, such as one that was cut.
 
     Args:
         episodes: all that the weighting compares.
@@ -63,7 +65,8 @@ def action_weights(
         if weighting is not None:
             of_kept = _compared(of_kept, [episodes[index].group for index in kept], weighting, values == "return")
     for index, row in zip(kept, of_kept, strict=True):
-        weights[index] = list(row)
+        cut = episodes[index].cut_actions
+        weights[index] = [None if t in cut else weight for t, weight in enumerate(row)]
     return weights
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from online_sft.denominators import DENOMINATORS
 from online_sft.precision import float64
 from online_sft.trajectories.rendering import ACTION, OBSERVATION
-from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
+from trainers.step_weights import loss_tokens, sequence_ids
 
 __all__ = ["KINDS", "KindStatistics", "KindWeights", "counts"]
 
@@ -22,40 +22,33 @@ KINDS = {"bc": ACTION, "world_model": OBSERVATION}  # by the prefix of their met
 
 
 class KindWeights:
-    """Weights under which the plain weighted sum is sum_k c_k / D_k sum_{t of kind k} w_t (-log p_t).
+    """Scales weights w so that their plain sum is sum_k c_k / D_k sum_{t of kind k} w_t (-log p_t).
 
     D_k counts the kind's tokens (`args.loss_denominator`) of the whole optimizer step, over all ranks and
     micro-batches; a kind without any adds 0.
 
     Args:
-        step_weights: what makes the w_t.
         coefficients: c_k of each kind.
         denominator: a key of `DENOMINATORS`.
         num_copies: ranks that see the same batch (tensor parallelism).
     """
 
     def __init__(
-        self,
-        step_weights: StepWeights,
-        coefficients: Mapping[int, float],
-        denominator: str,
-        accelerator: Accelerator,
-        num_copies: int,
+        self, coefficients: Mapping[int, float], denominator: str, accelerator: Accelerator, num_copies: int
     ) -> None:
-        self._step_weights, self._coefficients, self._denominator = step_weights, coefficients, denominator
+        self._coefficients, self._denominator = coefficients, denominator
         self._accelerator, self._num_copies = accelerator, num_copies
         self.scales = torch.zeros(len(KINDS))  # c_k / D_k of the step in progress
 
-    def __call__(self, batches: list[Batch], *, update: bool) -> tuple[list[Batch], Tensor]:
-        """The micro-batches of this rank with their weights, and their denominator, 1. Inputs are not changed."""
-        weighed, denominator = self._step_weights(batches, update=update)
-        here = torch.stack([counts(batch, self._denominator) for batch in weighed]).sum(0)
+    def __call__(self, batches: list[Batch]) -> tuple[list[Batch], Tensor]:
+        """The micro-batches of this rank, their weights scaled, and their denominator, 1. Inputs are not changed."""
+        here = torch.stack([counts(batch, self._denominator) for batch in batches]).sum(0)
         everywhere = self._accelerator.reduce(here, reduction="sum") / self._num_copies
         coefficients = torch.tensor([self._coefficients[kind] for kind in KINDS.values()], device=here.device)
         self.scales = (coefficients / everywhere).masked_fill(everywhere == 0, 0.0)
         scale_of = torch.cat([self.scales.new_zeros(1), self.scales])  # by kind
-        scaled = [{**batch, "advantages": batch["advantages"] * scale_of[batch["kinds"]]} for batch in weighed]
-        return scaled, torch.ones_like(denominator)
+        scaled = [{**batch, "advantages": batch["advantages"] * scale_of[batch["kinds"]]} for batch in batches]
+        return scaled, torch.ones((), device=here.device)
 
 
 def counts(batch: Batch, denominator: str) -> Tensor:
@@ -85,13 +78,15 @@ class KindStatistics:
         offset = outputs.log_probs.size(1) - batch["kinds"].size(1)
         kinds, weights = (F.pad(batch[name], (offset, 0)) for name in ("kinds", "advantages"))
         log_probs, scales = float64(outputs.log_probs.detach()), float64(scales)
+        unscaled = torch.where(scales == 0, 1.0, 1 / scales)
+        given = batch["advantages"] * torch.cat([unscaled.new_zeros(1), unscaled])[batch["kinds"]]
         rows = []
-        for count, scale, kind in zip(counts(batch, denominator), scales, KINDS.values(), strict=True):
+        of_kinds = zip(counts({**batch, "advantages": given}, denominator), unscaled, KINDS.values(), strict=True)
+        for count, factor, kind in of_kinds:
             is_scored = outputs.label_mask & (kinds == kind) & (weights != 0)
-            nll = float64(weighted_nll.detach()[is_scored]).sum()
             row = (
                 count,
-                nll / scale if scale else nll,
+                float64(weighted_nll.detach()[is_scored]).sum() * factor,
                 is_scored.sum(),
                 -log_probs[is_scored].sum(),
                 outputs.is_top1[is_scored].sum(),

@@ -95,6 +95,9 @@ class CollectionOptions:
     use_transformers_continuous_batching: bool = field(
         default=False, metadata={"help": "Sample with transformers' continuous batching."}
     )
+    transformers_continuous_batching_config: dict | str | None = field(
+        default=None, metadata={"help": "Its settings as JSON."}
+    )
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM."})
     vllm_mode: str = field(
         default="colocate",

@@ -1,7 +1,7 @@
 """From a data set of trajectories to one of tokens."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from online_sft.trajectories.trajectory import Trajectory
 from online_sft.weightings import Weighting
 from trainers.trajectory_sft_config import TrajectorySFTConfig
 
-__all__ = ["COLUMNS", "as_dataset", "is_of_trajectories", "token_rows", "weights_of"]
+__all__ = ["COLUMNS", "as_dataset", "as_trajectories", "is_of_trajectories", "token_rows", "weights_of"]
 
 logger = get_logger(__name__)
 
@@ -34,6 +34,12 @@ def as_dataset(trajectories: Any) -> Any:
     if isinstance(trajectories, TrajectoryDataset | list):
         return Dataset.from_dict({"trajectory": [json.dumps(each.to_dict()) for each in trajectories]})
     return trajectories
+
+
+def as_trajectories(dataset: Any) -> Iterator[Trajectory]:
+    """The trajectories of anything that `as_dataset` takes; none of None."""
+    for index, row in enumerate(dataset or []):
+        yield row if isinstance(row, Trajectory) else _trajectory(row, index, "train")
 
 
 def is_of_trajectories(row: dict[str, Any]) -> bool:

@@ -1,0 +1,114 @@
+"""The model in training as a policy: episodes of it, over all processes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import set_seed
+from trl import GRPOConfig
+
+from online_sft.trajectories.collection import Action, Environment, Episodes, State, collect
+from online_sft.trajectories.rendering import Renderer
+from trainers.engine.rollouts import RolloutEngine
+from trainers.engine.sampling import end_tokens, own_random_numbers
+
+__all__ = ["EnginePolicy", "play", "renderer_of", "seed_of"]
+
+
+@dataclass(frozen=True)
+class EnginePolicy:
+    """Answers the states of all processes in one call of the engine, which each process makes with as many prompts.
+
+    Args:
+        engine: with the policy's weights.
+        renderer: of the states.
+        accelerator: of the trainer.
+        longest_prompt: tokens; longer states are not answered.
+        end_tokens: with which an action ends that is not cut.
+    """
+
+    engine: RolloutEngine
+    renderer: Renderer
+    accelerator: Accelerator
+    longest_prompt: int
+    end_tokens: frozenset[int]
+
+    def __call__(self, states: Sequence[State]) -> list[Action | None]:
+        """See `online_sft.trajectories.collection.Policy`."""
+        prompts = [self.renderer.prompt_ids(state.messages, state.tools) for state in states]
+        answered = [index for index, prompt in enumerate(prompts) if len(prompt) <= self.longest_prompt]
+        actions: list[Action | None] = [None] * len(states)
+        most = max(gather_object([len(answered)]))
+        if not most:
+            return actions
+        # whoever has fewer sends some of its own again, or a token, and forgets the answers
+        own = [prompts[index] for index in answered] or [[min(self.end_tokens, default=0)]]
+        rollouts = self.engine.complete([own[place % len(own)] for place in range(most)])
+        for index, rollout in zip(answered, rollouts, strict=False):
+            actions[index] = Action(rollout.text, is_cut=self.end_tokens.isdisjoint(rollout.completion_ids[-1:]))
+        return actions
+
+
+def play(
+    trainer: Any,
+    environments: Sequence[Callable[[], Environment]],
+    seeds: Sequence[int],
+    *,
+    sampling_seed: int,
+    num_environments: int,
+    max_steps: int,
+    metadata: Mapping[str, Any],
+) -> Episodes:
+    """An episode for each seed, dealt to the processes; each gets all of them. Takes no random numbers from training.
+
+    Args:
+        trainer: with `synced_rollouts`, a `TrajectorySFTTrainer` or an `OnlineSFTTrainer`.
+        environments: of each seed.
+        sampling_seed: of the actions.
+        num_environments, max_steps, metadata: of `collect`; the first for each process.
+    """
+    accelerator = trainer.accelerator
+    mine = range(accelerator.process_index, len(seeds), accelerator.num_processes)
+    with own_random_numbers(), trainer.synced_rollouts() as engine:
+        set_seed(seed_of(sampling_seed, accelerator.process_index))
+        found = collect(
+            _policy(trainer, engine),
+            [environments[index] for index in mine],
+            [seeds[index] for index in mine],
+            num_environments=num_environments,
+            max_steps=max_steps,
+            metadata=metadata,
+            anywhere=lambda here: any(gather_object([here])),
+        )
+    everywhere = gather_object([found])
+    return Episodes(
+        [trajectory for each in everywhere for trajectory in each.trajectories],
+        [failure for each in everywhere for failure in each.failures],
+    )
+
+
+def renderer_of(trainer: Any) -> Renderer:
+    """How a trainer of TRL turns messages into tokens."""
+    settings = trainer.args.chat_template_kwargs if isinstance(trainer.args, GRPOConfig) else None
+    return Renderer(trainer.processing_class, trainer.chat_template, settings)
+
+
+def seed_of(*numbers: int) -> int:
+    """One that no other numbers give."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _policy(trainer: Any, engine: RolloutEngine) -> EnginePolicy:
+    context = trainer.model.config.get_text_config().max_position_embeddings
+    if trainer.args.use_vllm and trainer.args.vllm_max_model_length is not None:
+        context = min(context, trainer.args.vllm_max_model_length)
+    return EnginePolicy(
+        engine,
+        renderer_of(trainer),
+        trainer.accelerator,
+        context - trainer.args.max_completion_length,
+        frozenset(end_tokens(trainer.model, trainer.processing_class)),
+    )
