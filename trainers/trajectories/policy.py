@@ -8,7 +8,6 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import set_seed
-from trl import GRPOConfig
 
 from online_sft.trajectories.collection import Action, Environment, Episodes, State, collect
 from online_sft.trajectories.rendering import Renderer
@@ -92,8 +91,8 @@ def play(
 
 def renderer_of(trainer: Any) -> Renderer:
     """How a trainer of TRL turns messages into tokens."""
-    settings = trainer.args.chat_template_kwargs if isinstance(trainer.args, GRPOConfig) else None
-    return Renderer(trainer.processing_class, trainer.chat_template, settings)
+    settings = getattr(trainer, "chat_template_kwargs", None)  # GRPO's have it
+    return Renderer(trainer._tokenizer, trainer.chat_template, settings)
 
 
 def seed_of(*numbers: int) -> int:
