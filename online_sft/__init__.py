@@ -31,6 +31,13 @@ if TYPE_CHECKING:
         sandboxed,
     )
     from online_sft.tasks import prepare_dataset
+    from online_sft.trajectories.dataset import TrajectoryDataset
+    from online_sft.trajectories.losses import (
+        compute_behavioral_cloning_loss,
+        compute_combined_sft_loss,
+        compute_next_state_loss,
+    )
+    from online_sft.trajectories.trajectory import Trajectory
     from online_sft.verification import verify
     from online_sft.weightings import WEIGHTINGS, effective_sample_size, fit_temperature
     from trainers.atropos.environment import WeightedSFTEnvironment
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
     from trainers.evaluation import SampledEvaluationCallback
     from trainers.online_sft_config import OnlineSFTConfig
     from trainers.online_sft_trainer import OnlineSFTTrainer
+    from trainers.trajectories.evaluation import EnvironmentEvaluationCallback
+    from trainers.trajectory_sft_config import TrajectorySFTConfig
+    from trainers.trajectory_sft_trainer import TrajectorySFTTrainer
     from trainers.weighted_sft_config import WeightedSFTConfig
     from trainers.weighted_sft_trainer import WeightedSFTTrainer
 
@@ -53,6 +63,7 @@ _HOME_OF = {
     "WEIGHTINGS": "online_sft.weightings",
     "AtroposBatchProcessor": "online_sft.atropos",
     "CombinedReward": "online_sft.rewards",
+    "EnvironmentEvaluationCallback": "trainers.trajectories.evaluation",
     "LogitTransform": "online_sft.fused_cross_entropy",
     "MathVerificationReward": "online_sft.rewards",
     "Method": "online_sft.method",
@@ -65,12 +76,19 @@ _HOME_OF = {
     "ReasoningGymReward": "online_sft.rewards",
     "SampledEvaluationCallback": "trainers.evaluation",
     "ServerLostError": "trainers.engine.faults",
+    "Trajectory": "online_sft.trajectories.trajectory",
+    "TrajectoryDataset": "online_sft.trajectories.dataset",
+    "TrajectorySFTConfig": "trainers.trajectory_sft_config",
+    "TrajectorySFTTrainer": "trainers.trajectory_sft_trainer",
     "WeightSyncError": "trainers.engine.weight_sync",
     "WeightedSFTConfig": "trainers.weighted_sft_config",
     "WeightedSFTEnvironment": "trainers.atropos.environment",
     "WeightedSFTInterface": "online_sft.interface",
     "WeightedSFTTrainer": "trainers.weighted_sft_trainer",
     "bias_ledger": "online_sft.ledger",
+    "compute_behavioral_cloning_loss": "online_sft.trajectories.losses",
+    "compute_combined_sft_loss": "online_sft.trajectories.losses",
+    "compute_next_state_loss": "online_sft.trajectories.losses",
     "effective_sample_size": "online_sft.weightings",
     "fit_temperature": "online_sft.weightings",
     "normalise": "online_sft.normalisation",
@@ -96,6 +114,7 @@ __all__ = [
     "WEIGHTINGS",
     "AtroposBatchProcessor",
     "CombinedReward",
+    "EnvironmentEvaluationCallback",
     "LogitTransform",
     "MathVerificationReward",
     "Method",
@@ -108,12 +127,19 @@ __all__ = [
     "ReasoningGymReward",
     "SampledEvaluationCallback",
     "ServerLostError",
+    "Trajectory",
+    "TrajectoryDataset",
+    "TrajectorySFTConfig",
+    "TrajectorySFTTrainer",
     "WeightSyncError",
     "WeightedSFTConfig",
     "WeightedSFTEnvironment",
     "WeightedSFTInterface",
     "WeightedSFTTrainer",
     "bias_ledger",
+    "compute_behavioral_cloning_loss",
+    "compute_combined_sft_loss",
+    "compute_next_state_loss",
     "effective_sample_size",
     "fit_temperature",
     "normalise",

@@ -1,6 +1,7 @@
 """The `online-sft` command.
 
-`weighted`, `replay` and `online` train; `serve` samples; `verify`, `inspect` and `score` look; `env` tells versions.
+`weighted`, `replay`, `trajectories` and `online` train; `serve` samples; `verify`, `inspect` and `score` look; `env`
+tells versions.
 
 Heavy imports wait until a run starts, so that every `--help` is quick.
 """
@@ -10,28 +11,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from online_sft.launching import UsageError, fit, one_line_errors, parse, print_help_if_asked
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+from online_sft.launching import (
+    DataArguments,
+    UsageError,
+    fit,
+    load_split,
+    one_line_errors,
+    parse,
+    print_help_if_asked,
+)
 
 __all__ = ["main"]
-
-
-@dataclass
-class DataArguments:
-    """What to train on."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Hub id, local folder, or one local .jsonl, .json, .csv or .parquet file (a `train` split)."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with --eval_strategy."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream."})
 
 
 @dataclass
@@ -136,6 +128,15 @@ def _serve(arguments: list[str]) -> None:
     serve(arguments)
 
 
+def _trajectories(arguments: list[str]) -> None:
+    import online_sft
+
+    online_sft._own_trainers()
+    from trainers.trajectories.commands import main as trajectories
+
+    trajectories(arguments)
+
+
 def _online(arguments: list[str]) -> None:
     import online_sft
 
@@ -182,7 +183,7 @@ def _inspect(arguments: list[str]) -> None:
         raise UsageError("inspect reads all rows: set --dataset_streaming false")
     if show.rows < 0:
         raise UsageError(f"rows must be 0 or more; got {show.rows}")
-    dataset = _load_split(data, data.dataset_train_split)
+    dataset = load_split(data, data.dataset_train_split)
     try:
         tokenizer = None
         if model.model_name_or_path is not None:
@@ -242,7 +243,7 @@ def _score(arguments: list[str]) -> None:
     from online_sft.rewards import MathVerificationReward
     from online_sft.scoring import as_label, print_confusion, print_verdicts, write_verdicts
 
-    dataset = _load_split(DataArguments(dataset_name=options.file), "train")
+    dataset = load_split(DataArguments(dataset_name=options.file), "train")
     for column in filter(None, (options.gold, options.completion, options.label)):
         if column not in dataset.column_names:
             raise UsageError(f"{options.file} has no column {column!r}; it has {', '.join(dataset.column_names)}")
@@ -292,6 +293,10 @@ COMMANDS = {
     "serve": Command(
         "An inference server for Atropos environments, on any CPU, that takes the policy's weights.", _serve
     ),
+    "trajectories": Command(
+        "Behaviour cloning and world models: collect episodes of a model in environments, look at them, train on them.",
+        _trajectories,
+    ),
     "online": Command("Online SFT: train on the policy's own graded samples.", _online),
     "inspect": Command(
         "What `weighted` would train on, and what looks wrong with it: online-sft inspect data.jsonl [--FIELD VALUE "
@@ -328,29 +333,6 @@ def _load_reward(name: str) -> Any:
         sys.path.remove(os.getcwd())
 
 
-def _load_split(data: Any, split: str) -> "Dataset | IterableDataset":
-    """One split of a hub data set, a local folder, or a local .json, .jsonl, .csv or .parquet file."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    if not data.dataset_name:
-        raise UsageError("no data: set --dataset_name to a hub id, a folder, or a .jsonl, .json, .csv or .parquet file")
-    builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    builder = next((kind for ending, kind in builders.items() if data.dataset_name.endswith(ending)), None)
-    try:
-        if builder:
-            if split != data.dataset_train_split:
-                raise ValueError("a single file has one split only; use a folder with a file per split")
-            files = {split: data.dataset_name}
-            return load_dataset(builder, data_files=files, split=split, streaming=data.dataset_streaming)
-        return load_dataset(data.dataset_name, name=data.dataset_config, split=split, streaming=data.dataset_streaming)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load split {split!r} of {data.dataset_name!r}: {error}") from error
-    except (DatasetGenerationError, StopIteration) as error:  # what is no JSON, and an empty file
-        reason = error.__cause__ or "it holds no rows"
-        raise UsageError(f"cannot read split {split!r} of {data.dataset_name!r}: {reason}") from error
-
-
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:
     if model.model_name_or_path is None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
@@ -360,6 +342,6 @@ def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments:
             f"dataset_name={data.dataset_name!r} beside {atropos[0]}, which is a source of data too; drop one, or set "
             "eval_strategy to evaluate on it"
         )
-    train_dataset = None if atropos else _load_split(data, data.dataset_train_split)
-    eval_dataset = _load_split(data, data.dataset_test_split) if config.eval_strategy != "no" else None
+    train_dataset = None if atropos else load_split(data, data.dataset_train_split)
+    eval_dataset = load_split(data, data.dataset_test_split) if config.eval_strategy != "no" else None
     fit(trainer_class, config, model, train_dataset, eval_dataset, dataset_name=data.dataset_name, **arguments)

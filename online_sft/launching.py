@@ -3,8 +3,9 @@
 import difflib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +13,30 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from trl import TrlParser
 
-__all__ = ["UsageError", "fit", "given_fields", "one_line_errors", "parse", "print_help_if_asked"]
+__all__ = [
+    "DataArguments",
+    "UsageError",
+    "fit",
+    "given_fields",
+    "load_split",
+    "one_line_errors",
+    "parse",
+    "print_help_if_asked",
+]
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, local folder, or one local .jsonl, .json, .csv or .parquet file (a `train` split)."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, with --eval_strategy."})
+    dataset_streaming: bool = field(default=False, metadata={"help": "Read the data set as a stream."})
 
 
 class UsageError(Exception):
@@ -108,7 +132,7 @@ def given_fields(arguments: list[str]) -> dict[str, Any]:
 
 
 def fit(
-    trainer_class: type,
+    trainer_class: Callable[..., Any],
     config: Any,
     model: Any,
     train_dataset: "Dataset | IterableDataset | None",
@@ -159,6 +183,29 @@ def fit(
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     trainer.end()
+
+
+def load_split(data: DataArguments, split: str) -> "Dataset | IterableDataset":
+    """One split of a hub data set, a local folder, or a local .json, .jsonl, .csv or .parquet file."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    if not data.dataset_name:
+        raise UsageError("no data: set --dataset_name to a hub id, a folder, or a .jsonl, .json, .csv or .parquet file")
+    builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    builder = next((kind for ending, kind in builders.items() if data.dataset_name.endswith(ending)), None)
+    try:
+        if builder:
+            if split != data.dataset_train_split:
+                raise ValueError("a single file has one split only; use a folder with a file per split")
+            files = {split: data.dataset_name}
+            return load_dataset(builder, data_files=files, split=split, streaming=data.dataset_streaming)
+        return load_dataset(data.dataset_name, name=data.dataset_config, split=split, streaming=data.dataset_streaming)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load split {split!r} of {data.dataset_name!r}: {error}") from error
+    except (DatasetGenerationError, StopIteration) as error:  # what is no JSON, and an empty file
+        reason = error.__cause__ or "it holds no rows"
+        raise UsageError(f"cannot read split {split!r} of {data.dataset_name!r}: {reason}") from error
 
 
 def _spelled_our_way(arguments: list[str]) -> list[str]:

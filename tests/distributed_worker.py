@@ -1,18 +1,29 @@
 """Trains for three steps and writes the log; `torchrun` starts it on two processes, the test itself calls it on one.
 
-python distributed_worker.py weighted|normalised|grouped|online OUTPUT.json MODEL_FOLDER
+python distributed_worker.py weighted|normalised|grouped|online|trajectories OUTPUT.json MODEL_FOLDER
 """
 
 import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`, which is not installed
+
 import torch
 from datasets import Dataset
 from exact_on_cpu import EXACT_ON_CPU
+from trajectory_tools import chat_tokenizer, ragged_trajectories
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from online_sft import OnlineSFTConfig, OnlineSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
+from online_sft import (
+    OnlineSFTConfig,
+    OnlineSFTTrainer,
+    TrajectorySFTConfig,
+    TrajectorySFTTrainer,
+    WeightedSFTConfig,
+    WeightedSFTTrainer,
+)
+from recipes.quickstart.tiny_model import build_model
 
 GLOBAL_BATCH = 8
 
@@ -92,9 +103,20 @@ def online(kind: str, num_processes: int, model, tokenizer):
     return OnlineSFTTrainer(model, reward, args, data, processing_class=tokenizer, rollout_func=rollout)
 
 
+def trajectories(kind: str, num_processes: int, model, tokenizer):
+    """Episodes of very different lengths, so that no process has its share of either kind of token."""
+    model = build_model(chat_tokenizer(), seed=0)
+    data = ragged_trajectories(3 * GLOBAL_BATCH, max_turns=5)
+    sizes = {"per_device_eval_batch_size": len(data) // num_processes, "max_length": 600}
+    weights = {"bc_weight": 0.7, "world_model_weight": 0.4, "reward_weighting": "reward_to_go"}
+    args = TrajectorySFTConfig(**arguments(num_processes), **sizes, **weights)
+    return TrajectorySFTTrainer(model, args, train_dataset=data, eval_dataset=data, processing_class=chat_tokenizer())
+
+
 def train(kind: str, num_processes: int, folder: str) -> list[dict]:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    trainer = (online if kind == "online" else weighted)(kind, num_processes, model, tokenizer)
+    build = {"online": online, "trajectories": trajectories}.get(kind, weighted)
+    trainer = build(kind, num_processes, model, tokenizer)
     assert trainer.accelerator.num_processes == num_processes
     trainer.train()
     wrapper = type(trainer.model_wrapped).__name__

@@ -27,18 +27,23 @@ def on_two_processes(*command):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", [*distributed_worker.WEIGHTED, "online"])
+@pytest.mark.parametrize("kind", [*distributed_worker.WEIGHTED, "online", "trajectories"])
 def test_two_processes_are_one(kind, saved_model, tmp_path):
     folder, output = str(tmp_path / "model"), tmp_path / "log.json"
     on_two_processes(distributed_worker.__file__, kind, str(output), folder)
     two = json.loads(Path(output).read_text())
     one = distributed_worker.train(kind, 1, folder)
     weights = ["ess", "max_weight_share", "nll", "negative_nll", "negative_gradient_share"]
-    keys = ["loss", "grad_norm", *(["reward", "kl", "advantage", "log_prob"] if kind == "online" else weights)]
-    once = {"online": [], "grouped": ["eval_loss"]}.get(kind, ["eval_loss", "method_loss"])
+    of_kinds = [f"{k}_{name}" for k in ("bc", "world_model") for name in ("loss", "perplexity", "accuracy")]
+    own = {"online": ["reward", "kl", "advantage", "log_prob"], "trajectories": of_kinds}.get(kind, weights)
+    keys = ["loss", "grad_norm", *own]
+    evaluated = ["eval_loss", *(f"eval_{name}" for name in of_kinds)]
+    once = {"online": [], "grouped": ["eval_loss"], "trajectories": evaluated}.get(kind, ["eval_loss", "method_loss"])
     for key in [*keys, *once]:
         values = [[entry[key] for entry in log if key in entry] for log in (one, two)]
         assert len(values[0]) == (1 if key in once else 3), key
+        if kind == "trajectories":
+            assert_close(values[1], values[0], rtol=1e-6, atol=0.0)  # measured: 1e-7
         assert_close(values[1], values[0], rtol=1e-4, atol=1e-5)  # measured: 3e-6 relative
 
 

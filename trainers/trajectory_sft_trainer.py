@@ -134,7 +134,13 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         return cut(rows, COLUMNS, args, dataset_name, packing=packing)
 
     def _weighed(self, batches: list[dict[str, Any]], *, update: bool) -> tuple[list[dict[str, Any]], Tensor]:
-        return self._kind_weights(super()._weighed(batches, update=update)[0])
+        weighed, _ = super()._weighed(batches, update=update)
+        if any("kinds" not in batch for batch in weighed):
+            raise ValueError(
+                "a batch has no `kinds`, which say what is an action and what an observation; rows without them are "
+                "for WeightedSFTTrainer"
+            )
+        return self._kind_weights(weighed)
 
     def _count(self, weights: Tensor, outputs: Any, batch: dict[str, Any]) -> None:
         super()._count(weights, outputs, batch)

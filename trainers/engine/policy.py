@@ -19,7 +19,7 @@ __all__ = ["PolicyRollouts"]
 
 
 class PolicyRollouts:
-    """`synced()` is `OnlineSFTTrainer.synced_rollouts` of any trainer whose arguments are `CollectionOptions`.
+    """`synced()` is `OnlineSFTTrainer.synced_rollouts` of any trainer whose arguments are `SamplingOptions`.
 
     With vLLM, weights are sent and proven as in online SFT. Without, transformers generates, in batches or with its
     continuous batching.

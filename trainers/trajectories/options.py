@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["CollectionOptions", "TrajectoryOptions"]
+__all__ = ["CollectionOptions", "SamplingOptions", "TrajectoryOptions"]
 
 
 @dataclass
@@ -63,32 +63,20 @@ class TrajectoryOptions:
 
 
 @dataclass
-class CollectionOptions:
-    """How the policy collects trajectories, where there are environments to act in.
+class SamplingOptions:
+    """How the policy plays episodes.
 
     Args:
-        collect_every: optimizer steps between two rounds of collection, the first before the first step.
-        collect_episodes: of a round, over all processes.
         num_environments: episodes that each process has under way at the same time.
         max_episode_steps: actions after which an episode is truncated.
-        max_trajectories: that are kept; the oldest go first.
-        max_trajectory_staleness: optimizer steps after which a trajectory is not trained on any more.
         max_completion_length: tokens of an action.
         sampling_temperature, sampling_top_p: of actions.
         use_transformers_continuous_batching, use_vllm: the engine, as in `trl.GRPOConfig`, where the fields that
             follow are explained too.
     """
 
-    collect_every: int = field(
-        default=1, metadata={"help": "Optimizer steps between two collections of trajectories (with environments)."}
-    )
-    collect_episodes: int = field(default=16, metadata={"help": "Episodes of a collection, over all processes."})
     num_environments: int = field(default=8, metadata={"help": "Episodes that a process has under way at a time."})
     max_episode_steps: int = field(default=16, metadata={"help": "Actions after which an episode is truncated."})
-    max_trajectories: int = field(default=1000, metadata={"help": "Trajectories that are kept; the oldest go first."})
-    max_trajectory_staleness: int | None = field(
-        default=None, metadata={"help": "Do not train on what was collected more optimizer steps ago."}
-    )
     max_completion_length: int = field(default=256, metadata={"help": "Tokens of an action."})
     sampling_temperature: float = field(default=1.0, metadata={"help": "Temperature of collected actions."})
     sampling_top_p: float = field(default=1.0, metadata={"help": "Nucleus of collected actions."})
@@ -110,4 +98,25 @@ class CollectionOptions:
     vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that one colocated vLLM shares."})
     vllm_dtype: str | None = field(
         default=None, metadata={"help": "Of a colocated vLLM. Default: what the policy computes in."}
+    )
+
+
+@dataclass
+class CollectionOptions(SamplingOptions):
+    """How the policy collects trajectories while it trains, where there are environments to act in.
+
+    Args:
+        collect_every: optimizer steps between two rounds of collection, the first before the first step.
+        collect_episodes: of a round, over all processes.
+        max_trajectories: that are kept; the oldest go first.
+        max_trajectory_staleness: optimizer steps after which a trajectory is not trained on any more.
+    """
+
+    collect_every: int = field(
+        default=1, metadata={"help": "Optimizer steps between two collections of trajectories (with environments)."}
+    )
+    collect_episodes: int = field(default=16, metadata={"help": "Episodes of a collection, over all processes."})
+    max_trajectories: int = field(default=1000, metadata={"help": "Trajectories that are kept; the oldest go first."})
+    max_trajectory_staleness: int | None = field(
+        default=None, metadata={"help": "Do not train on what was collected more optimizer steps ago."}
     )
