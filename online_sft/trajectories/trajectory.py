@@ -109,20 +109,23 @@ class Trajectory:
     def from_dict(cls, row: Mapping[str, Any]) -> "Trajectory":
         """What `to_dict` returns, or the same with plain lists of messages, strings and numbers.
 
+        An episode whose last observation is not `done` is `truncated`.
+
         Raises:
             ValueError: as the class, and where a field is missing.
         """
-        missing = [name for name in ("observations", "actions", "rewards") if not isinstance(row.get(name), Sequence)]
-        if missing:
-            raise ValueError(f"a trajectory has the lists observations, actions and rewards; {missing[0]} is none here")
+        for name in ("observations", "actions", "rewards"):
+            if not isinstance(row.get(name), Sequence) or isinstance(row[name], str):
+                raise ValueError(f"a trajectory has the lists observations, actions and rewards; {name} is none here")
+        observations, metadata = list(row["observations"]), dict(row.get("metadata") or {})
+        last = observations[-1] if len(observations) > len(row["actions"]) else None
+        if isinstance(last, Mapping) and last.get("done") is False:
+            metadata.setdefault("truncated", True)
         return cls(
-            [
-                each["messages"] if isinstance(each, Mapping) and "messages" in each else each
-                for each in row["observations"]
-            ],
+            [_value(each, "messages") for each in observations],
             row["actions"],
-            [each["value"] if isinstance(each, Mapping) and "value" in each else each for each in row["rewards"]],
-            row.get("metadata") or {},
+            [_value(each, "value") for each in row["rewards"]],
+            metadata,
         )
 
 
@@ -155,8 +158,15 @@ def _action(said: Any) -> Message:
     return messages[0]
 
 
+def _value(each: Any, name: str) -> Any:
+    return each[name] if isinstance(each, Mapping) and name in each else each
+
+
 def _finite(reward: Any, t: int) -> float:
-    value = float(reward)
+    try:
+        value = math.nan if isinstance(reward, bool | str) else float(reward)
+    except (TypeError, ValueError):
+        value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"reward {t} of a trajectory is {value}; it must be a finite number")
+        raise ValueError(f"reward {t} of a trajectory is {reward!r}; it must be a finite number")
     return value
