@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from mutants_atropos import OF_ATROPOS
+from mutants_trajectories import OF_TRAJECTORIES
 
 ROOT = Path(__file__).resolve().parent.parent
 LOSSES, ESTIMATORS, BASELINES = "online_sft/losses.py", "online_sft/estimators.py", "online_sft/baselines.py"
@@ -33,6 +34,7 @@ SYNC = "trainers/engine/weight_sync.py"
 PROBE, SUSPECTS = "trainers/engine/probe.py", "trainers/engine/suspects.py"
 MERGE, FAULTS, ROLLOUTS = "trainers/engine/exact_merge.py", "trainers/engine/faults.py", "trainers/engine/rollouts.py"
 SAMPLED, MODELS = "trainers/evaluation.py", "trainers/reward_models.py"
+SAMPLING = "trainers/engine/sampling.py"
 IN_SAMPLED, IN_NEURAL, IN_REWARD_MODELS = "sampled_evaluation", "neural_reward_model", "reward_models_in_trainer"
 IN_SFT, IN_ONLINE, IN_OPTIONS = "weighted_sft_trainer", "online_sft_trainer", "weighted_sft_options"
 IN_FUSED, IN_DATA, IN_PATHS, IN_SEEDS = "fused_cross_entropy", "weighted_data", "weighted_paths", "seed_interfaces"
@@ -284,22 +286,22 @@ MUTANTS = [
     ("the generator of the interval", EVALUATION, "(num_resamples, len(values)), generator=generator)", "(num_resamples, len(values)))", "evaluation"),
     ("unscorable samples are wrong", EVALUATION, "[correct for correct in prompt.is_correct if correct is not None]", "[bool(correct) for correct in prompt.is_correct]", "evaluation"),
     ("prompts with too few samples", EVALUATION, "if len(prompt.is_correct) >= k]", "if prompt.is_correct]", "evaluation"),
-    ("torch's random numbers after an evaluation", SAMPLED, "with torch.random.fork_rng(devices=range(torch.cuda.device_count())):", "if True:", IN_SAMPLED),
-    ("Python's random numbers after an evaluation", SAMPLED, "random.setstate(python)", "pass", IN_SAMPLED),
-    ("numpy's random numbers after an evaluation", SAMPLED, "np.random.set_state(numpy)", "pass", IN_SAMPLED),
-    ("the mode after an evaluation", SAMPLED, "module.training = was_training", "pass", IN_SAMPLED),
-    ("one mode for all modules after an evaluation", SAMPLED, "module.training = was_training", "module.training = modes[0][1]", IN_SAMPLED),
-    ("dropout while sampling", SAMPLED, "    model.eval()\n", "", IN_SAMPLED),
-    ("the seed of a batch", SAMPLED, "                set_seed(self._seed_of(number))\n                tokens", "                tokens", IN_SAMPLED),
+    ("torch's random numbers after an evaluation", SAMPLING, "with torch.random.fork_rng(devices=range(torch.cuda.device_count())):", "if True:", IN_SAMPLED),
+    ("Python's random numbers after an evaluation", SAMPLING, "random.setstate(python)", "pass", IN_SAMPLED),
+    ("numpy's random numbers after an evaluation", SAMPLING, "np.random.set_state(numpy)", "pass", IN_SAMPLED),
+    ("the mode after an evaluation", SAMPLING, "module.training = was_training", "pass", IN_SAMPLED),
+    ("one mode for all modules after an evaluation", SAMPLING, "module.training = was_training", "module.training = modes[0][1]", IN_SAMPLED),
+    ("dropout while sampling", SAMPLING, "    model.eval()\n", "", IN_SAMPLED),
+    ("the seed of a batch", SAMPLED, "                set_seed(self._seed_of(number))\n                completions", "                completions", IN_SAMPLED),
     ("the seed of the grading", SAMPLED, "                    set_seed(self._seed_of(number))\n", "", IN_SAMPLED),
     ("every batch has its own seed", SAMPLED, "SeedSequence([self.seed, batch])", "SeedSequence([self.seed])", IN_SAMPLED),
     ("the seed that is asked for", SAMPLED, "SeedSequence([self.seed, batch])", "SeedSequence([0, batch])", IN_SAMPLED),
-    ("the model's own generation config", SAMPLED, '            "top_k": 0,\n', "", IN_SAMPLED),
-    ("the model's own repetition penalty", SAMPLED, '            "repetition_penalty": 1.0,\n', "", IN_SAMPLED),
+    ("the model's own generation config", SAMPLING, "        top_k=0,\n", "", IN_SAMPLED),
+    ("the model's own repetition penalty", SAMPLING, "        repetition_penalty=1.0,\n", "", IN_SAMPLED),
     ("the sampling temperature", SAMPLED, '"temperature": temperature', '"temperature": 1.0', IN_SAMPLED),
     ("top_p", SAMPLED, '"top_p": top_p', '"top_p": 1.0', IN_SAMPLED),
-    ("the padding side of prompts", SAMPLED, 'padding_value=padding, padding_side="left"', 'padding_value=padding, padding_side="right"', IN_SAMPLED),
-    ("padding behind the end", SAMPLED, "return ids[: first + 1]", "return ids", IN_SAMPLED),
+    ("the padding side of prompts", SAMPLING, 'padding_value=config.pad_token_id, padding_side="left"', 'padding_value=config.pad_token_id, padding_side="right"', IN_SAMPLED),
+    ("padding behind the end", SAMPLING, "return ids[: first + 1]", "return ids", IN_SAMPLED),
     ("the rows of the samples", SAMPLED, "sample // self.num_generations for", "sample % len(self.dataset) for", IN_SAMPLED),
     ("the threshold", SAMPLED, "reward > self.correct_above", "reward > 0", IN_SAMPLED),
     ("the metrics that the trainer reads", SAMPLED, "            metrics.update(found)\n", "", IN_SAMPLED),
@@ -372,6 +374,7 @@ MUTANTS = [
     ("the main process's exception", "trainers/main_process.py", "raise outcome[1]", "pass", "engine_faults"),
     ("samples of each prompt", ROLLOUTS, "for _ in range(num_generations)]", "]", "synced_rollouts"),
     *OF_ATROPOS,
+    *OF_TRAJECTORIES,
 ]  # fmt: skip
 
 

@@ -143,6 +143,16 @@ def test_each_kind_has_its_own_denominator_of_the_kind_that_is_asked_for(denomin
     assert_close(log["loss"], 0.5 * log["bc_loss"] + 0.5 * log["world_model_loss"], rtol=1e-6, atol=0.0)
 
 
+def test_a_kind_whose_weights_are_all_0_adds_nothing(cpu_args):
+    trajectories = [Trajectory(each.observations, each.actions, [0.0] * len(each)) for each in ragged_trajectories(9)]
+    options = {"reward_weighting": "per_step", "loss_denominator": "abs_advantages", **ALL_AT_ONCE}
+    log, gradients = step_of(trajectories, cpu_args, **options)
+    _, means, _ = by_hand(trajectories, 0.5, 0.5)
+    assert_close(log["loss"], 0.5 * means["observation"].item(), rtol=1e-6, atol=0.0)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert "bc_loss" not in log
+
+
 def test_metrics_are_means_over_the_tokens_of_all_steps_since_the_last_entry(cpu_args):
     trajectories = ragged_trajectories(8)
     options = {"learning_rate": 0.0, "max_steps": 4, "logging_steps": 4, "per_device_train_batch_size": 2}
