@@ -21,6 +21,7 @@ from online_sft.launching import (
     one_line_errors,
     parse,
     print_help_if_asked,
+    working_directory_on_path,
 )
 
 __all__ = ["main"]
@@ -324,13 +325,11 @@ def _load_reward(name: str) -> Any:
     if os.sep in name or "." not in name:
         return name
     module, attribute = name.rsplit(".", 1)
-    sys.path.insert(0, os.getcwd())  # a script's own folder is on the path, a console command's is not
     try:
-        return getattr(importlib.import_module(module), attribute)
+        with working_directory_on_path():
+            return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"reward function {name!r} cannot be imported: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
 
 
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:

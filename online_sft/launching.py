@@ -1,6 +1,7 @@
 """What `online-sft` and `python -m online_sft.train` share: arguments, errors in one line, and the run itself."""
 
 import difflib
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "one_line_errors",
     "parse",
     "print_help_if_asked",
+    "working_directory_on_path",
 ]
 
 
@@ -51,6 +53,17 @@ def one_line_errors(prog: str) -> Iterator[None]:
     except UsageError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+@contextmanager
+def working_directory_on_path() -> Iterator[None]:
+    """For imports by name: a script's own folder is on the path, a console command's is not."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def print_help_if_asked(

@@ -14,6 +14,7 @@ from online_sft.trajectories.dataset import TrajectoryDataset
 from online_sft.trajectories.imitation import action_weights, episode_of
 from online_sft.trajectories.trajectory import Trajectory
 from recipes.quickstart.tiny_model import build_model
+from trainers.trajectories.rows import as_trajectories
 from trainers.trajectory_sft_config import TrajectorySFTConfig
 from trainers.trajectory_sft_trainer import TrajectorySFTTrainer
 
@@ -216,6 +217,15 @@ def test_every_form_of_a_data_set_gives_the_same_step(form, cpu_args, tmp_path):
     names = ("loss", "grad_norm", "bc_loss", "world_model_loss", "bc_accuracy")
     assert [found[name] for name in names] == [wanted[name] for name in names]
     assert all(torch.equal(gradients[name], same[name]) for name in same)
+
+
+def test_keys_that_other_messages_have_do_not_come_into_a_trajectory_by_a_table():
+    trajectories = [
+        Trajectory([{"role": "user", "content": "a", "name": "bob"}, "b"], ["x"], [0.0], {"seed": 1}),
+        Trajectory(["a", "b"], ["x"], [0.0], {"group": "g"}),
+    ]
+    table = Dataset.from_list([each.to_dict() for each in trajectories])
+    assert list(as_trajectories(table)) == trajectories
 
 
 def test_what_is_no_trajectory_is_named(cpu_args):

@@ -65,8 +65,11 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
         self.ignore_data_skip = True  # which batch is next, the step says
         for name in ("packing", "shuffle_dataset", "auto_find_batch_size"):
             self._refuse_unless_default(name, "is for data sets, and has no effect on collected trajectories")
-        if self.vllm_mode == "server" and self.use_vllm and self.vllm_server_base_url is None:
-            raise ValueError("vllm_mode='server' needs vllm_server_base_url, the address of `trl vllm-serve`")
+        if self.target_ess is not None:
+            raise ValueError(
+                "target_ess fits a temperature to one data set, and every round collects another; set "
+                "weighting_kwargs={'temperature': ...}"
+            )
 
     def _check_learning(self) -> None:
         if self.mode not in MODES:
@@ -109,6 +112,8 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
         for name in ("sampling_temperature", "sampling_top_p", "max_completion_length"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if self.sampling_top_p > 1:
+            raise ValueError(f"sampling_top_p is a share of the probability, at most 1; got {self.sampling_top_p}")
         staleness = self.max_trajectory_staleness
         if staleness is not None and staleness < self.collect_every - 1:
             raise ValueError(
@@ -117,6 +122,8 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
             )
         if self.use_vllm and self.use_transformers_continuous_batching:
             raise ValueError("use_vllm beside use_transformers_continuous_batching; drop one")
+        if self.use_vllm and self.vllm_mode == "server" and self.vllm_server_base_url is None:
+            raise ValueError("vllm_mode='server' needs vllm_server_base_url, the address of `trl vllm-serve`")
 
     def _refuse_unless_default(self, name: str, why: str) -> None:
         if getattr(self, name) != type(self).__dataclass_fields__[name].default:

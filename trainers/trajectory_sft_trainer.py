@@ -81,8 +81,9 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
     ) -> None:
         args = config_or_default(args, TrajectorySFTConfig, model)
         self._kind_statistics: dict[str, KindStatistics] = {}
-        initial = TrajectoryDataset()
-        if environments:
+        initial, factories = TrajectoryDataset(), None
+        if environments is not None:
+            factories = environment_factories(environments)
             initial.extend(as_trajectories(train_dataset))
             args.check_stream()
             train_dataset = Dataset.from_list([_LIKE_A_ROW])
@@ -91,8 +92,8 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         )
         self.rollouts = PolicyRollouts(self, renderer_of(self).prompt_ids)
         self._collected: CollectedBatches | None = None
-        if environments:
-            self._collected = CollectedBatches(self, environment_factories(environments), initial)
+        if factories is not None:
+            self._collected = CollectedBatches(self, factories, initial)
             self.add_callback(self._collected)
         self._kind_weights = KindWeights(args.coefficients, args.loss_denominator, self.accelerator, self._tp_size)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from transformers.generation import ContinuousBatchingConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -67,15 +68,27 @@ class PolicyRollouts:
         self, model: Any, prompt_ids: list[list[int]], num_generations: int
     ) -> tuple[list[list[int]], None]:
         config = generation_config(model, self._trainer.processing_class, self._sampling)
-        settings = self._trainer.args.transformers_continuous_batching_config or {}
-        outputs = model.generate_batch(
-            prompt_ids,
-            generation_config=config,
-            # half of the memory is the training's, as in TRL
-            continuous_batching_config=ContinuousBatchingConfig(**{"max_memory_percent": 0.5, **settings}),
-            progress_bar=False,
-        )
-        return [output.generated_tokens for output in outputs.values()], None
+        settings = {
+            "max_memory_percent": 0.5,  # half of the memory is the training's, as in TRL
+            "auto_switch_to_flash": model.dtype != torch.float32,  # which it does not compute
+            **(self._trainer.args.transformers_continuous_batching_config or {}),
+        }
+        with _without_autocast(model):
+            outputs = model.generate_batch(
+                prompt_ids,
+                generation_config=config,
+                continuous_batching_config=ContinuousBatchingConfig(**settings),
+                progress_bar=False,
+            ).values()
+        answered = [output.generated_tokens for output in outputs if output.error is None]
+        if len(answered) < len(prompt_ids):
+            errors = [output.error for output in outputs if output.error is not None]
+            raise RuntimeError(
+                f"continuous batching has answered {len(answered)} of {len(prompt_ids)} prompts: "
+                f"{errors[0] if errors else 'its thread has ended'}; the longest has {max(map(len, prompt_ids))} "
+                "tokens, for which transformers_continuous_batching_config may be too small (num_blocks)"
+            )
+        return answered, None
 
     def _sample_with_vllm(
         self, prompt_ids: list[list[int]], num_generations: int
@@ -111,3 +124,17 @@ class PolicyRollouts:
         self.weight_sync = WeightSync(trainer)
         if guard is not None:
             guard.watch(self.weight_sync, self.weight_sync.expect_proof)
+
+
+@contextmanager
+def _without_autocast(model: Any) -> Iterator[None]:
+    """Continuous batching keeps keys and values in the dtype of the parameters; autocast would make others."""
+    prepared, original = vars(model).get("forward"), vars(model).get("_original_forward")
+    if original is None:
+        yield
+        return
+    model.forward = original  # before Accelerate prepared it
+    try:
+        yield
+    finally:
+        model.forward = prepared

@@ -7,28 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
-__all__ = ["end_tokens", "generated", "generating", "generation_config", "own_random_numbers"]
+__all__ = ["end_tokens", "generated", "generating", "generation_config", "in_evaluation_mode", "own_random_numbers"]
 
 
 @contextmanager
 def generating(trainer: Trainer) -> Iterator[PreTrainedModel]:
     """The trainer's model, whole on every process and in evaluation mode. A collective call, with all processes."""
-    args, wrapped = trainer.args, trainer.model_wrapped
+    wrapped = trainer.model_wrapped
     with (
-        _in_evaluation_mode(wrapped),
+        in_evaluation_mode(wrapped),
+        _without_checkpointing(wrapped),
         unwrap_model_for_generation(
             wrapped,
             trainer.accelerator,
             # of GRPO's trainers
-            gather_deepspeed3_params=getattr(args, "ds3_gather_for_generation", True),
-            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            gather_deepspeed3_params=getattr(trainer.args, "ds3_gather_for_generation", True),
         ) as model,
+        _with_no_sampling_of_its_own(model),
         torch.no_grad(),
         DistributedBackend(trainer.accelerator).summon_full_params(wrapped, recurse=False),
     ):
@@ -38,7 +40,7 @@ def generating(trainer: Trainer) -> Iterator[PreTrainedModel]:
 def generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Mapping[str, Any]
 ) -> GenerationConfig:
-    """Sampling with these options and no others: `generate` would take the rest from the model's own configuration.
+    """Sampling with these options and no others; for a model that is `generating`.
 
     Args:
         sampling: fields of a `GenerationConfig`.
@@ -46,8 +48,6 @@ def generation_config(
     return GenerationConfig(
         do_sample=True,
         top_k=0,
-        min_p=0.0 if model.generation_config.min_p else None,  # continuous batching warns of any
-        repetition_penalty=1.0,
         use_cache=True,
         disable_compile=True,
         eos_token_id=end_tokens(model, tokenizer) or None,
@@ -80,7 +80,7 @@ def own_random_numbers() -> Iterator[None]:
 
 
 @contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Also puts modules back that the training keeps in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -89,6 +89,31 @@ def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in modes:
             module.training = was_training
+
+
+@contextmanager
+def _without_checkpointing(model: nn.Module) -> Iterator[None]:
+    """TRL's own way back forgets the settings (`every_n_layers`), and is not taken after an exception."""
+    checkpointed: list[Any] = [module for module in model.modules() if vars(module).get("gradient_checkpointing")]
+    for module in checkpointed:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in checkpointed:
+            module.gradient_checkpointing = True
+
+
+@contextmanager
+def _with_no_sampling_of_its_own(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` takes what it is not told from the model's own configuration; of that, the end tokens are left."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    configured = base.generation_config
+    base.generation_config = GenerationConfig(eos_token_id=configured.eos_token_id)
+    try:
+        yield
+    finally:
+        base.generation_config = configured
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -64,20 +64,25 @@ class TrajectoryBuffer:
         """
         rows = self._rows()
         if not rows:
-            threshold = self._args.min_reward_threshold
             raise ValueError(
                 f"nothing is to be learnt from the {len(self)} trajectories collected so far with "
-                f"mode={self._args.mode!r}"
-                + (
-                    f": none of them has a return of min_reward_threshold={threshold:g}"
-                    if self._args.filter_low_reward
-                    else ""
-                )
-                + "; collect more (collect_episodes), begin with demonstrations (train_dataset), or ask for less"
+                f"mode={self._args.mode!r}{self._why_nothing()}; collect more (collect_episodes), begin with "
+                "demonstrations (train_dataset), or ask for less"
             )
         generator = np.random.default_rng(seed)
         while True:
             yield from (rows[index] for index in generator.permutation(len(rows)))
+
+    def _why_nothing(self) -> str:
+        trajectories = [kept.trajectory for kept in self._kept]
+        threshold = self._args.min_reward_threshold
+        if self._args.filter_low_reward and all(each.total_reward < threshold for each in trajectories):
+            return f": none of them has a return of min_reward_threshold={threshold:g}"
+        if all(len(each.metadata.get("cut_actions", ())) == len(each) for each in trajectories):
+            return ": each action is cut at max_completion_length"
+        if any(kept.rows for kept in self._kept):
+            return f": turns are longer than max_length={self._args.max_length}"
+        return ""
 
     def _rows(self) -> list[Example]:
         weights = weights_of([episode_of(kept.trajectory) for kept in self._kept], self._args, self._weighting)
@@ -85,10 +90,15 @@ class TrajectoryBuffer:
         rows: list[Example] = []
         for kept, own in zip(self._kept, weights, strict=True):
             if kept.rows is None or kept.weights != own:
-                kept.rows = examples_of(kept.trajectory, self._renderer, self._args.window, own)
-                kept.weights = own
+                kept.rows, kept.weights = self._examples(kept.trajectory, own), own
                 num_left_out += sum(not row.input_ids for row in kept.rows)
             rows += [row for row in kept.rows if row.input_ids]
         if num_left_out:
             logger.warning("%d turns are longer than max_length=%s and left out", num_left_out, self._args.max_length)
         return rows
+
+    def _examples(self, trajectory: Trajectory, weights: list[float | None]) -> list[Example]:
+        try:
+            return examples_of(trajectory, self._renderer, self._args.window, weights)
+        except ValueError as error:
+            raise ValueError(f"an episode of {trajectory.metadata.get('environment')}: {error}") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import send_to_device
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from online_sft.trajectories.collection import Environment
@@ -47,13 +48,13 @@ class CollectedBatches(TrainerCallback):
         """Refuses to write over the trajectories of another run, and reads those of the run that goes on.
 
         Raises:
-            ValueError: there are some, and this run begins.
+            ValueError: there are some, and this run begins; or they are not of this run.
             TrajectoryFileError: those of the run that goes on are damaged, or not there.
         """
         on_main_process(self._trainer.accelerator, lambda: self._refuse_another_run(state.global_step))
         every, self._buffer = self._trainer.args.collect_every, self._new_buffer()
         for number in range(-(-state.global_step // every)):  # those that began before this step
-            self._buffer.add(TrajectoryDataset.load(self._file(number)), number * every)
+            self._buffer.add(self._round(number), number * every)
             self._buffer.drop_stale((number + 1) * every - 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -76,7 +77,7 @@ class CollectedBatches(TrainerCallback):
             of_step = [vars(next(rows)) for _ in range(rows_of_step)]
             own = of_step[trainer.accelerator.process_index * rows_of_process :][:rows_of_process]
             for start in range(0, rows_of_process, size):
-                yield trainer.data_collator(own[start : start + size])
+                yield send_to_device(trainer.data_collator(own[start : start + size]), trainer.accelerator.device)
         trainer.control.should_training_stop = True
 
     def _collect(self, number: int) -> None:
@@ -122,12 +123,22 @@ class CollectedBatches(TrainerCallback):
         buffer.add(self._initial, None)
         return buffer
 
+    def _round(self, number: int) -> TrajectoryDataset:
+        collected, step = TrajectoryDataset.load(self._file(number)), number * self._trainer.args.collect_every
+        found = collected[0].metadata.get("policy_version")
+        if found != step:
+            raise ValueError(
+                f"{self._file(number)} was collected before step {found}, and this run collects its round {number} "
+                f"before step {step}: go on with the collect_every of the run"
+            )
+        return collected
+
     def _file(self, number: int) -> Path:
         return self._folder / f"round-{number:05d}.jsonl"
 
     def _refuse_another_run(self, step: int) -> None:
         if not step and self._file(0).exists():
             raise ValueError(
-                f"{self._folder} holds the trajectories of an earlier run; go on with it (resume_from_checkpoint), or "
-                "choose another output_dir"
+                f"{self._folder} holds the trajectories of an earlier run; go on with it (resume_from_checkpoint), "
+                "choose another output_dir, or remove them"
             )

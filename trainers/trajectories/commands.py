@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from online_sft.launching import DataArguments, UsageError, fit, load_split, parse, print_help_if_asked
+from online_sft.launching import (
+    DataArguments,
+    UsageError,
+    fit,
+    load_split,
+    parse,
+    print_help_if_asked,
+    working_directory_on_path,
+)
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import WeightedSFTOptions
 from trainers.trajectories.options import CollectionOptions, SamplingOptions, TrajectoryOptions
@@ -100,8 +108,9 @@ def _stats(arguments: list[str]) -> None:
 def _collect(arguments: list[str]) -> None:
     own = (CollectArguments, EnvironmentArguments, SamplingOptions)
     print_help_if_asked(f"{_PROG} collect", _SUMMARIES["collect"], arguments, own, "trl.SFTConfig")
+    from tqdm import tqdm
+
     from online_sft import TrajectoryDataset, TrajectorySFTConfig, TrajectorySFTTrainer
-    from online_sft.environments.factories import environment_factories
     from trainers.main_process import on_main_process
     from trainers.trajectories.policy import play, seed_of
 
@@ -118,13 +127,14 @@ def _collect(arguments: list[str]) -> None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder
+        factories = _factories(where.environments)
         try:
-            factories = environment_factories(where.environments)
             trainer = TrajectorySFTTrainer(model.model_name_or_path, config, environments=factories)
         except (ValueError, OSError) as error:
             raise UsageError(error) from error
         collected = TrajectoryDataset()
         size = -(-collect.episodes // _PARTS)
+        bar = tqdm(total=collect.episodes, unit=" episodes", disable=not trainer.accelerator.is_main_process)
         for start in range(0, collect.episodes, size):
             part = range(start, min(start + size, collect.episodes))
             found = play(
@@ -137,8 +147,11 @@ def _collect(arguments: list[str]) -> None:
                 metadata={"policy": model.model_name_or_path},
             )
             collected.extend(found.trajectories)
+            bar.update(len(part))
             if len(collected):
                 on_main_process(trainer.accelerator, lambda: collected.save(collect.output))
+                bar.set_postfix(mean_return=f"{collected.statistics().mean_return:.3g}")
+        bar.close()
         if not len(collected):
             raise UsageError(f"all {collect.episodes} episodes failed, the first: {found.failures[0]}")
         if trainer.accelerator.is_main_process:
@@ -161,16 +174,18 @@ def _train(arguments: list[str]) -> None:
     if not data.dataset_name and not where.environments:
         raise UsageError("no trajectories: set --dataset_name to a file of them, or --environments to collect some")
     train_dataset, eval_dataset = _data(data, evaluation, config) if data.dataset_name else (None, None)
+    environments = _factories(where.environments) if where.environments else None
+    eval_environments = _factories(evaluation.eval_environments) if evaluation.eval_environments else None
 
     def build(**options: Any) -> "TrajectorySFTTrainer":
         trainer = TrajectorySFTTrainer(**options)
-        if evaluation.eval_environments:
+        if eval_environments:
             from trainers.trajectories.evaluation import EnvironmentEvaluationCallback
 
             trainer.add_callback(
                 EnvironmentEvaluationCallback(
                     trainer,
-                    evaluation.eval_environments,
+                    eval_environments,
                     num_tasks=evaluation.eval_tasks,
                     ks=evaluation.eval_ks,
                     num_generations=max(evaluation.eval_ks),
@@ -187,8 +202,19 @@ def _train(arguments: list[str]) -> None:
         train_dataset,
         eval_dataset,
         dataset_name=data.dataset_name,
-        environments=where.environments,
+        environments=environments,
     )
+
+
+def _factories(names: list[str] | str) -> list[Callable[[], Any]]:
+    from online_sft.environments.factories import environment_factories
+
+    try:
+        with working_directory_on_path():
+            # YAML's `environments: online-sft/MathRetries-v0` arrives as a string
+            return environment_factories([names] if isinstance(names, str) else names)
+    except ValueError as error:
+        raise UsageError(error) from error
 
 
 def _data(data: DataArguments, evaluation: EvaluationArguments, config: "TrajectorySFTConfig") -> tuple[Any, Any]:

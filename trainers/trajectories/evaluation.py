@@ -43,7 +43,7 @@ class EnvironmentEvaluationCallback(TrainerCallback):
         seed: of tasks and actions.
 
     Raises:
-        ValueError: when the k's do not fit `num_generations`, or an environment is not known.
+        ValueError: when the k's do not fit `num_generations`, there is no task, or an environment is not known.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class EnvironmentEvaluationCallback(TrainerCallback):
     ) -> None:
         if not ks or not 1 <= min(ks) <= max(ks) <= num_generations:
             raise ValueError(f"each k must be between 1 and num_generations={num_generations}; got {list(ks)}")
+        if num_tasks < 1:
+            raise ValueError(f"num_tasks must be at least 1; got {num_tasks}")
         self.trainer, self.ks, self.success_above = trainer, sorted(set(ks)), success_above
         self.num_environments, self.max_steps, self.seed = num_environments, max_steps, seed
         factories = environment_factories(environments)

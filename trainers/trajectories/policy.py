@@ -1,5 +1,6 @@
 """The model in training as a policy: episodes of it, over all processes."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import set_seed
 from online_sft.trajectories.collection import Action, Environment, Episodes, State, collect
 from online_sft.trajectories.rendering import Renderer
 from trainers.engine.rollouts import RolloutEngine
-from trainers.engine.sampling import end_tokens, own_random_numbers
+from trainers.engine.sampling import end_tokens, in_evaluation_mode, own_random_numbers
 
 __all__ = ["EnginePolicy", "play", "renderer_of", "seed_of"]
 
@@ -61,7 +62,8 @@ def play(
     max_steps: int,
     metadata: Mapping[str, Any],
 ) -> Episodes:
-    """An episode for each seed, dealt to the processes; each gets all of them. Takes no random numbers from training.
+    """An episode for each seed, dealt to the processes; each gets all of them, in the order of the seeds, however many
+    processes there are. Takes no random numbers from training.
 
     Args:
         trainer: with `synced_rollouts`, a `TrajectorySFTTrainer` or an `OnlineSFTTrainer`.
@@ -71,7 +73,7 @@ def play(
     """
     accelerator = trainer.accelerator
     mine = range(accelerator.process_index, len(seeds), accelerator.num_processes)
-    with own_random_numbers(), trainer.synced_rollouts() as engine:
+    with own_random_numbers(), in_evaluation_mode(trainer.model_wrapped), trainer.synced_rollouts() as engine:
         set_seed(seed_of(sampling_seed, accelerator.process_index))
         found = collect(
             _policy(trainer, engine),
@@ -83,8 +85,12 @@ def play(
             anywhere=lambda here: any(gather_object([here])),
         )
     everywhere = gather_object([found])
+    place_of = {seed: place for place, seed in enumerate(seeds)}
     return Episodes(
-        [trajectory for each in everywhere for trajectory in each.trajectories],
+        sorted(
+            (trajectory for each in everywhere for trajectory in each.trajectories),
+            key=lambda trajectory: place_of[trajectory.metadata["seed"]],
+        ),
         [failure for each in everywhere for failure in each.failures],
     )
 
@@ -96,18 +102,30 @@ def renderer_of(trainer: Any) -> Renderer:
 
 
 def seed_of(*numbers: int) -> int:
-    """One that no other numbers give."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    """Of 32 bits, which other numbers do not share but by chance."""
+    # (1, 2) would be (1, 2, 0): the seed of an evaluation that of a training
+    return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])
 
 
 def _policy(trainer: Any, engine: RolloutEngine) -> EnginePolicy:
-    context = trainer.model.config.get_text_config().max_position_embeddings
-    if trainer.args.use_vllm and trainer.args.vllm_max_model_length is not None:
-        context = min(context, trainer.args.vllm_max_model_length)
     return EnginePolicy(
         engine,
         renderer_of(trainer),
         trainer.accelerator,
-        context - trainer.args.max_completion_length,
-        frozenset(end_tokens(trainer.model, trainer.processing_class)),
+        _longest_prompt(trainer),
+        frozenset(end_tokens(trainer.model, trainer._tokenizer)),
     )
+
+
+def _longest_prompt(trainer: Any) -> int:
+    args = trainer.args
+    # recurrent models have no such limit
+    context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+    if args.use_vllm and args.vllm_max_model_length is not None:
+        context = min(context, args.vllm_max_model_length)
+    if context <= args.max_completion_length:
+        raise ValueError(
+            f"max_completion_length={args.max_completion_length} leaves no room for a prompt in a context of {context} "
+            "tokens"
+        )
+    return context - args.max_completion_length
