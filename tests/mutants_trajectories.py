@@ -5,7 +5,9 @@ RENDERING, EXAMPLES, IMITATION, VALUES, LOSSES = (
     f"{T}{n}.py" for n in ("rendering", "examples", "imitation", "action_values", "losses")
 )
 KINDS, ROWS = "trainers/trajectories/kinds.py", "trainers/trajectories/rows.py"
-TRAINER = "trainers/trajectory_sft_trainer.py"
+TRAINER, SAMPLING = "trainers/trajectory_sft_trainer.py", "trainers/engine/sampling.py"
+COL = "online_sft/trajectories/collection.py"
+POL, CB, BUF, EV = (f"trainers/trajectories/{n}.py" for n in ("policy", "collected", "buffer", "evaluation"))
 IN_RENDERING, IN_EXAMPLES, IN_IMITATION, IN_LOSSES, IN_TRAINER = (
     f"trajectory_{n}" for n in ("rendering", "examples", "imitation", "losses", "sft_trainer")
 )
@@ -88,4 +90,19 @@ OF_TRAJECTORIES = [
     ("the last turn", E + "tool_use.py", "if self._num_turns == self.max_turns:", "if self._num_turns > self.max_turns:", "environment_adapters"),
     ("the first answer", E + "calculator.py", "if self._answer is not None:", "if False:", "environment_adapters"),
     ("the seed of a problem", E + "reasoning_gym.py", "seed=seed, size=1", "seed=0, size=1", "environments"),
-]
+    ("the order of episodes", COL, "over.sort(key=lambda episode: episode.index)", "pass", "trajectory_collection"),
+    ("environments used again", COL, "if not self._idle[id(make)]:", "if True:", "trajectory_collection"),
+    ("one thread an environment", COL, "return self._thread.submit(call, *arguments)", "return ThreadPoolExecutor(1).submit(call, *arguments)", "trajectory_collection"),
+    ("finite rewards", COL, "if not math.isfinite(reward):", "if False:", "trajectory_collection"),
+    ("a step limit one too high", COL, ">= max_steps)", "> max_steps)", "trajectory_collection"),
+    ("the same instance twice", COL, "if len(set(map(id, made))) < len(made):", "if False:", "trajectory_collection"),
+    ("seeds that other numbers share", POL, "[len(numbers), *numbers]", "numbers", "collected_trajectories"),
+    ("the training's random numbers", POL, "with own_random_numbers(), in_eval", "with in_eval", "collected_resume"),
+    ("as many prompts in each process", POL, "most = max(gather_object([len(answered)]))", "most = len(answered)", "collected_distributed"),
+    ("the evaluation mode", POL, "in_evaluation_mode(trainer.model_wrapped), ", "", "environment_evaluation"),
+    ("the round a resume is in", CB, "range(-(-state.global_step // every))", "range(state.global_step // every)", "collected_resume"),
+    ("staleness on a resume", CB, "self._buffer.drop_stale((number + 1) * every - 1)", "pass", "collected_resume"),
+    ("weights over the buffer", BUF, "if kept.rows is None or kept.weights != own:", "if kept.rows is None:", "collected_trajectories"),
+    ("checkpointing put back", SAMPLING, "module.gradient_checkpointing = True", "pass", "collected_resume"),
+    ("pass@k in environments", EV, "sum(map(self._succeeds, task)), k)", "sum(map(self._succeeds, task)), 1)", "environment_evaluation"),
+]  # fmt: skip

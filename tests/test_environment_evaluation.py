@@ -11,6 +11,7 @@ from collection_tools import Dice, Ignorant, collecting, forced_model, log_of
 from datasets import Dataset
 from torch.testing import assert_close
 from trajectory_tools import chat_tokenizer, ragged_trajectories
+from transformers import EarlyStoppingCallback
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer, TrajectorySFTConfig, TrajectorySFTTrainer
 from online_sft.evaluation import bootstrap_mean
@@ -193,6 +194,15 @@ def test_a_collecting_trainer_is_evaluated_on_other_tasks_than_it_trains_on():
     assert not trained & set(seen)
     for file in files:
         assert file.read_bytes() == Path("alone/trajectories", file.name).read_bytes()
+
+
+def test_early_stopping_must_come_behind_it(cpu_args):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_return"}
+    trainer = trajectory_trainer(build_model(TOKENIZER, seed=0), cpu_args, **options)
+    trainer.add_callback(EarlyStoppingCallback(1))
+    trainer.add_callback(EnvironmentEvaluationCallback(trainer, [Dice]))
+    with pytest.raises(ValueError, match=r"add it with trainer\.add_callback after EnvironmentEvaluationCallback"):
+        trainer.train()
 
 
 def test_the_checkpoint_with_the_best_return_is_loaded_at_the_end(cpu_args):

@@ -12,9 +12,11 @@ from online_sft.launching import parse
 from recipes import tiny_models
 from recipes.quickstart import __main__ as quickstart
 from recipes.quickstart.problems import make_problems
+from recipes.text_world import __main__ as text_world
 
 ROOT = Path(__file__).resolve().parent.parent
 YAML_RECIPES = {"online.yaml": "online", "weighted.yaml": "weighted"}
+TRAJECTORY_RECIPES = ("behavioral_cloning.yaml", "collect.yaml", "combined.yaml", "world_model.yaml")
 TASK_RECIPES = ("gsm8k", "math_dapo", "tldr")
 # What a run of seconds on a CPU needs otherwise than the real one: paths, sizes and hardware.
 MAY_DIFFER = {
@@ -33,7 +35,7 @@ def fields_of(name):
 def test_every_yaml_recipe_is_known_here_and_in_the_readme():
     found = {path.name for path in (ROOT / "recipes").glob("*.yaml")}
     tasks = {f"{name}{suffix}.yaml" for name in TASK_RECIPES for suffix in ("", "_smoke")}
-    assert found == set(YAML_RECIPES) | tasks
+    assert found == set(YAML_RECIPES) | set(TRAJECTORY_RECIPES) | tasks
     assert all(f"({name})" in (ROOT / "recipes" / "README.md").read_text() for name in found)
 
 
@@ -90,10 +92,23 @@ def test_the_quickstart_and_the_recipes_that_start_from_it(tmp_path, monkeypatch
     assert (left / "curves.png").stat().st_size > 10_000
     assert (left / "completions.csv").read_text().count("\n") == 401
     for name, command in YAML_RECIPES.items():
-        recipe = ROOT / "recipes" / name
-        cli.main(
-            [command, "--config", str(recipe), "--max_steps", "2", "--logging_steps", "1", "--save_strategy", "steps"]
-        )
-        output = Path(yaml.safe_load(recipe.read_text())["output_dir"])
-        state = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())
-        assert len([entry for entry in state["log_history"] if "loss" in entry]) == 2
+        assert_trains_two_steps(command, name=name)
+
+
+@pytest.mark.slow
+def test_the_text_world_and_the_recipes_that_start_from_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["text_world", "--steps", "2"])
+    text_world.main()
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # which name its environment
+    for name in TRAJECTORY_RECIPES:
+        assert_trains_two_steps("trajectories", "train", name=name)
+    assert len(list((tmp_path / "runs" / "collect" / "trajectories").iterdir())) == 1
+
+
+def assert_trains_two_steps(*command, name):
+    recipe = ROOT / "recipes" / name
+    steps = ["--max_steps", "2", "--logging_steps", "1", "--save_strategy", "steps", "--warmup_steps", "0"]
+    cli.main([*command, "--config", str(recipe), *steps])
+    output = Path(yaml.safe_load(recipe.read_text())["output_dir"])
+    state = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())
+    assert len([entry for entry in state["log_history"] if "loss" in entry]) == 2

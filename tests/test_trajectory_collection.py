@@ -4,11 +4,9 @@ import threading
 import time
 from dataclasses import dataclass
 
-import gymnasium
 import numpy as np
 import pytest
 from collection_tools import Dice
-from gymnasium.utils import seeding
 
 from online_sft.environments.factories import environment_factories
 from online_sft.trajectories.collection import Action, State, collect, one_at_a_time
@@ -421,29 +419,3 @@ def test_a_function_of_one_conversation_is_a_policy():
     policy = one_at_a_time(lambda messages: messages[-1]["content"].upper())
     (found,) = collect(policy, [counted()], [3], max_steps=2).trajectories
     assert [each["content"] for each in found.actions] == ["SEED 3", "AFTER SEED 3"]
-
-
-@pytest.mark.parametrize(
-    ("environments", "words"),
-    [
-        ("online-sft/MathRetries-v0", "a list of functions or ids, with one at least; got 'online-sft/MathRetries-v0'"),
-        ([], "a list of functions or ids, with one at least"),
-        ([Dice()], "an id or as a function that makes one, such as its class; got a Dice"),
-        (["online-sft/Chess-v9"], "no environment 'online-sft/Chess-v9'.*Ours are online-sft/MathRetries-v0"),
-        (["no_such_module:Dice-v0"], "no environment 'no_such_module:Dice-v0'"),
-    ],
-)
-def test_what_makes_no_environment_is_named(environments, words):
-    with pytest.raises(ValueError, match=words):
-        environment_factories(environments)
-
-
-def test_ids_are_environments_with_the_seed_of_the_episode():
-    (make,) = environment_factories(["online-sft/MathRetries-v0"])
-    found = collect(one_at_a_time(lambda messages: "Answer: no"), [make], [5, 5, 6], num_environments=2).trajectories
-    tasks = [each.observations[0][0]["content"] for each in found]
-    assert tasks[0] == tasks[1] != tasks[2]
-    numbers = seeding.np_random(5)[0].integers(0, 100, 2)  # as Gymnasium seeds
-    assert f"{numbers[0]} " in tasks[0]
-    assert f" {numbers[1]}?" in tasks[0]
-    assert isinstance(make(), gymnasium.Env)

@@ -30,7 +30,7 @@ from online_sft.rewards.checked import RewardFunction, check_dataset, checked, i
 from online_sft.rewards.messages import Completion, text_of
 from trainers.engine.sampling import generated, generating, generation_config, own_random_numbers
 
-__all__ = ["SampledEvaluationCallback"]
+__all__ = ["SampledEvaluationCallback", "refuse_early_stopping_before"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,13 +122,8 @@ class SampledEvaluationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuses an `EarlyStoppingCallback` that would not find the metrics, and then never stop the training."""
-        earlier = takewhile(lambda other: other is not self, self.trainer.callback_handler.callbacks)
-        if any(isinstance(other, EarlyStoppingCallback) for other in earlier):
-            raise ValueError(
-                "EarlyStoppingCallback would look at the metrics before the sampled evaluation is among them: add it "
-                "with trainer.add_callback after SampledEvaluationCallback"
-            )
+        """Refuses an `EarlyStoppingCallback` that would not find the metrics."""
+        refuse_early_stopping_before(self, self.trainer)
 
     def on_evaluate(
         self,
@@ -226,6 +221,21 @@ class SampledEvaluationCallback(TrainerCallback):
     def _seed_of(self, batch: int) -> int:
         """One that no other batch has, and no batch of another `seed`: seed + batch would repeat itself."""
         return int(np.random.SeedSequence([self.seed, batch]).generate_state(1)[0])
+
+
+def refuse_early_stopping_before(callback: TrainerCallback, trainer: Trainer) -> None:
+    """A callback that adds to the metrics must come before one that looks at them.
+
+    Raises:
+        ValueError: an `EarlyStoppingCallback` would not find the metrics, and then never stop the training.
+    """
+    earlier = takewhile(lambda other: other is not callback, trainer.callback_handler.callbacks)
+    if any(isinstance(other, EarlyStoppingCallback) for other in earlier):
+        name = type(callback).__name__
+        raise ValueError(
+            f"EarlyStoppingCallback would look at the metrics before those of {name} are among them: add it with "
+            f"trainer.add_callback after {name}"
+        )
 
 
 def _check_trainer(trainer: Trainer) -> None:

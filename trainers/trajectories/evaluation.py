@@ -11,6 +11,7 @@ from online_sft.environments.factories import environment_factories
 from online_sft.evaluation import bootstrap_mean, pass_at_k
 from online_sft.trajectories.collection import Environment
 from online_sft.trajectories.trajectory import Trajectory
+from trainers.evaluation import refuse_early_stopping_before
 from trainers.trajectories.policy import play, seed_of
 
 __all__ = ["EnvironmentEvaluationCallback"]
@@ -69,6 +70,12 @@ class EnvironmentEvaluationCallback(TrainerCallback):
         tasks = [index for index in range(num_tasks) for _ in range(num_generations)]
         self._environments = [factories[task % len(factories)] for task in tasks]
         self._seeds = [seed_of(seed, task) for task in tasks]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuses an `EarlyStoppingCallback` that would not find the metrics."""
+        refuse_early_stopping_before(self, self.trainer)
 
     def on_evaluate(
         self,
