@@ -201,21 +201,20 @@ def test_the_recipe_runs_two_steps_and_leaves_its_files(monkeypatch, capsys, tmp
     monkeypatch.setattr("sys.argv", ["text_world", "--steps", "2"])
     text_world.main()
     printed = capsys.readouterr().out
-    for name in ("the episodes", "a_world_model", "b_cloning", "c_cloning_of_good_ones", "d_combined", "s in all"):
+    for name in ("the episodes", "a_world_model", "b_cloning", "c_combined", "s in all"):
         assert name in printed
     left = tmp_path / "runs" / "text_world"
     assert (left / "curves.png").stat().st_size > 10_000 and (left / "episodes.jsonl").stat().st_size > 1_000_000
-    assert (left / "d_combined" / "model.safetensors").exists()
+    assert (left / "c_combined" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_one_model_predicts_the_world_and_walks_as_well_as_two_that_learn_one_thing_each(tmp_path):
     found = {stage.name: stage for stage in text_world.train(Stages(tmp_path / "out", seed=0, steps=None))}
-    world_model, cloning, combined = found["a_world_model"], found["c_cloning_of_good_ones"], found["d_combined"]
+    world_model, cloning, combined = found["a_world_model"], found["b_cloning"], found["c_combined"]
     assert world_model.accuracy >= 0.99
-    assert cloning.mean_return > found["the episodes"].mean_return + 0.2
-    assert cloning.mean_return > found["b_cloning"].mean_return + 0.2
+    assert cloning.mean_return > found["the episodes"].mean_return
     assert combined.accuracy >= world_model.accuracy - 0.02
     assert combined.score >= cloning.score - 2.0
 

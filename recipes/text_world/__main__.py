@@ -33,9 +33,8 @@ def train(run: Stages) -> list[Stage]:
     return [
         run.data(),
         run.imitate("a_world_model", "world_model"),
-        run.imitate("b_cloning", "behavioral_cloning"),
-        run.imitate("c_cloning_of_good_ones", "behavioral_cloning", **GOOD_EPISODES),
-        run.imitate("d_combined", "combined", **GOOD_EPISODES),
+        run.imitate("b_cloning", "behavioral_cloning", **GOOD_EPISODES),
+        run.imitate("c_combined", "combined", **GOOD_EPISODES),
     ]
 
 

@@ -4,9 +4,9 @@ import random
 from collections.abc import Collection
 from functools import partial
 
+from online_sft import Trajectory, TrajectoryDataset
 from online_sft.trajectories.collection import collect, one_at_a_time
-from online_sft.trajectories.dataset import TrajectoryDataset
-from online_sft.trajectories.trajectory import Message, Trajectory
+from online_sft.trajectories.trajectory import Message
 from recipes.text_world.environment import WalkEnv
 from recipes.text_world.world import ACTIONS, STATES, State, read_state, wasted_steps
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
+
 from online_sft.environments.text_env import Step, TextEnv
 from recipes.text_world.world import MAX_STEPS, STATES, State, next_state, reward_of
 
@@ -32,3 +34,6 @@ class WalkEnv(TextEnv):
         arrived, late = self._state.is_final, self._num_steps == MAX_STEPS
         info = {"success": arrived} if arrived or late else {}
         return str(self._state), reward, arrived, late and not arrived, info
+
+
+gymnasium.register("TextWorld-v0", f"{__name__}:WalkEnv", disable_env_checker=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from online_sft import EnvironmentEvaluationCallback
 from recipes.text_world.environment import WalkEnv
 from recipes.text_world.world import ACTIONS, MAX_STEPS, State, expected_return, next_state
-from trainers.trajectories.evaluation import EnvironmentEvaluationCallback
 
 __all__ = ["prediction_accuracy", "return_of", "score"]
 

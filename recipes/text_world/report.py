@@ -27,7 +27,7 @@ class Stage:
 
 def print_table(stages: list[Stage], total_seconds: float) -> None:
     """A row for each stage."""
-    table = Table(title="Held-out states: next observations, and fresh episodes from there")
+    table = Table(title="Next observations in held-out states, and fresh episodes from the others")
     table.add_column("")
     for column in ("next observation", "return", "score", "seconds"):
         table.add_column(column, justify="right")

@@ -12,15 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from online_sft import OnlineSFTConfig, OnlineSFTTrainer
+from online_sft import OnlineSFTConfig, OnlineSFTTrainer, TrajectorySFTConfig, TrajectorySFTTrainer
 from recipes.text_world.behaviour import behaviour_data, held_out_states
 from recipes.text_world.evaluate import prediction_accuracy, return_of, score
 from recipes.text_world.report import Stage
 from recipes.text_world.tiny_model import build_model, build_tokenizer
 from recipes.text_world.world import STATES, read_state, reward_of
 from trainers.progress import RunningRewardCallback
-from trainers.trajectory_sft_config import TrajectorySFTConfig
-from trainers.trajectory_sft_trainer import TrajectorySFTTrainer
 
 __all__ = ["GOOD_EPISODES", "Stages", "graded_actions", "quiet"]
 
@@ -37,10 +35,10 @@ _EVERYWHERE = {
 }
 _EPISODES = {
     "per_device_train_batch_size": 64,
-    "max_steps": 150,
+    "max_steps": 200,
     "learning_rate": 3e-3,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 15,
+    "warmup_steps": 20,
 }
 # Two samples of each of 128 prompts a step, by default
 _ONLINE = {
@@ -65,6 +63,7 @@ class Stages:
     def __init__(self, output_dir: Path, seed: int, steps: int | None) -> None:
         self.output_dir, self.seed, self.steps = output_dir, seed, steps
         self.held_out = held_out_states(seed)
+        self.starts = [state for state in STATES if state not in self.held_out]
         self.episodes = behaviour_data(self.held_out, seed)
         self.tokenizer = build_tokenizer()
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ class Stages:
     def data(self) -> Stage:
         """The episodes as a row of the table."""
         mean_return = self.episodes.statistics().mean_return
-        return Stage("the episodes", mean_return=mean_return, score=score(mean_return, self.held_out))
+        return Stage("the episodes", mean_return=mean_return, score=score(mean_return, self.starts))
 
     def imitate(self, name: str, mode: str, **options: Any) -> Stage:
         """A new model learns from the episodes."""
@@ -93,7 +92,7 @@ class Stages:
 
     def improve(self, name: str, model: PreTrainedModel) -> Stage:
         """A model learns from its own actions, graded: one turn, in each state that is not held out."""
-        states = [str(state) for state in STATES if state not in self.held_out]
+        states = map(str, self.starts)
         prompts = [{"prompt": [{"role": "user", "content": state}], "state": state} for state in states]
         args = OnlineSFTConfig(**self._settings(name, _ONLINE))
         trainer = OnlineSFTTrainer(
@@ -117,12 +116,12 @@ class Stages:
         trainer.train()
         seconds = time.perf_counter() - start
         trainer.save_model()
-        mean_return = return_of(trainer, self.held_out) if walks else None
+        mean_return = return_of(trainer, self.starts) if walks else None
         return Stage(
             name,
             accuracy=prediction_accuracy(trainer.model, self.tokenizer, self.held_out) if predicts else None,
             mean_return=mean_return,
-            score=None if mean_return is None else score(mean_return, self.held_out),
+            score=None if mean_return is None else score(mean_return, self.starts),
             seconds=seconds,
             history=trainer.state.log_history,
         )
