@@ -32,7 +32,7 @@ def train(run: Stages) -> list[Stage]:
     """Four models, each from the same random one: three that learn one thing, and one that learns two in one pass."""
     return [
         run.data(),
-        run.imitate("a_world_model", "world_model"),
+        run.imitate("a_world_model", "world_model", max_steps=150),
         run.imitate("b_cloning", "behavioral_cloning", **GOOD_EPISODES),
         run.imitate("c_combined", "combined", **GOOD_EPISODES),
     ]
