@@ -124,6 +124,12 @@ def test_no_episode_comes_through_a_held_out_state_and_all_walkers_are_there():
     assert -0.2 < data.statistics().mean_return < 0.4
 
 
+def test_the_states_of_an_episode_are_all_that_it_shows_with_the_last():
+    for episode in walks(0.0, 20):
+        assert states_of(episode) == {read_state(each[0]["content"]) for each in episode.observations}
+        assert len(states_of(episode)) == len(episode) + 1
+
+
 @pytest.mark.parametrize("share_random", [0.0, 0.5, 1.0])
 def test_the_expected_return_is_the_mean_of_many_walks(share_random):
     start = State("a1", "c3")
