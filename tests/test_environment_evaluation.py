@@ -196,6 +196,14 @@ def test_a_collecting_trainer_is_evaluated_on_other_tasks_than_it_trains_on():
         assert file.read_bytes() == Path("alone/trajectories", file.name).read_bytes()
 
 
+def test_a_policy_that_was_trained_on_parts_of_episodes_is_refused(cpu_args):
+    trainer = trajectory_trainer(build_model(TOKENIZER, seed=0), cpu_args, history_length=1)
+    with pytest.raises(ValueError, match="history_length=1 is not what the policy sees in environments"):
+        EnvironmentEvaluationCallback(trainer, [Dice])
+    with pytest.raises(ValueError, match="history_length=1 is not what the policy sees in environments"):
+        TrajectorySFTConfig(**cpu_args, history_length=1, max_steps=1).check_stream()
+
+
 def test_early_stopping_must_come_behind_it(cpu_args):
     options = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_return"}
     trainer = trajectory_trainer(build_model(TOKENIZER, seed=0), cpu_args, **options)

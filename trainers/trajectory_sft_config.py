@@ -65,6 +65,7 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
         self.ignore_data_skip = True  # which batch is next, the step says
         for name in ("packing", "shuffle_dataset", "auto_find_batch_size"):
             self._refuse_unless_default(name, "is for data sets, and has no effect on collected trajectories")
+        self._refuse_unless_default("history_length", "is not what the policy sees in environments: all of the episode")
         if self.target_ess is not None:
             raise ValueError(
                 "target_ess fits a temperature to one data set, and every round collects another; set "

@@ -62,6 +62,11 @@ class EnvironmentEvaluationCallback(TrainerCallback):
     ) -> None:
         if not ks or not 1 <= min(ks) <= max(ks) <= num_generations:
             raise ValueError(f"each k must be between 1 and num_generations={num_generations}; got {list(ks)}")
+        if getattr(trainer.args, "history_length", None) is not None:  # OnlineSFTTrainer has none
+            raise ValueError(
+                f"history_length={trainer.args.history_length} is not what the policy sees in environments: all of the "
+                "episode; evaluate a trainer without it"
+            )
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1; got {num_tasks}")
         self.trainer, self.ks, self.success_above = trainer, sorted(set(ks)), success_above
