@@ -34,7 +34,7 @@ SYNC = "trainers/engine/weight_sync.py"
 PROBE, SUSPECTS = "trainers/engine/probe.py", "trainers/engine/suspects.py"
 MERGE, FAULTS, ROLLOUTS = "trainers/engine/exact_merge.py", "trainers/engine/faults.py", "trainers/engine/rollouts.py"
 SAMPLED, MODELS = "trainers/evaluation.py", "trainers/reward_models.py"
-SAMPLING = "trainers/engine/sampling.py"
+SAMPLING, ADDED = "trainers/engine/sampling.py", "trainers/added_metrics.py"
 IN_SAMPLED, IN_NEURAL, IN_REWARD_MODELS = "sampled_evaluation", "neural_reward_model", "reward_models_in_trainer"
 IN_SFT, IN_ONLINE, IN_OPTIONS = "weighted_sft_trainer", "online_sft_trainer", "weighted_sft_options"
 IN_FUSED, IN_DATA, IN_PATHS, IN_SEEDS = "fused_cross_entropy", "weighted_data", "weighted_paths", "seed_interfaces"
@@ -303,11 +303,11 @@ MUTANTS = [
     ("padding behind the end", SAMPLING, "return ids[: first + 1]", "return ids", IN_SAMPLED),
     ("the rows of the samples", SAMPLED, "sample // self.num_generations for", "sample % len(self.dataset) for", IN_SAMPLED),
     ("the threshold", SAMPLED, "reward > self.correct_above", "reward > 0", IN_SAMPLED),
-    ("the metrics that the trainer reads", SAMPLED, "            metrics.update(found)\n", "", IN_SAMPLED),
-    ("early stopping before the metrics", SAMPLED, "if any(isinstance(other, EarlyStoppingCallback) for other in earlier):", "if False:", IN_SAMPLED),
+    ("the metrics that the trainer reads", ADDED, "            metrics.update(found)\n", "", IN_SAMPLED),
+    ("early stopping before the metrics", ADDED, "if any(isinstance(other, EarlyStoppingCallback) for other in earlier):", "if False:", IN_SAMPLED),
     ("tools in an evaluation", SAMPLED, "(trainer.tools or trainer.environment_factories)", "trainer.environment_factories", IN_SAMPLED),
-    ("the log of an evaluation", SAMPLED, "            Trainer.log(self.trainer, found)\n", "", IN_SAMPLED),
-    ("once for several evaluation sets", SAMPLED, "        if first in metrics:", "        if True:", IN_SAMPLED),
+    ("the log of an evaluation", ADDED, "            Trainer.log(self.trainer, found)\n", "", IN_SAMPLED),
+    ("once for several evaluation sets", ADDED, "        if first in metrics:", "        if True:", IN_SAMPLED),
     ("the template's arguments", SAMPLED, "(args.chat_template_kwargs or {}) if", "{} if", IN_SAMPLED),
     ("the generation prompt", SAMPLED, "add_generation_prompt=True", "add_generation_prompt=False", IN_SAMPLED),
     ("spare batches are not counted", SAMPLED, "turn >= num_batches)", "False)", IN_SAMPLED),

@@ -5,22 +5,12 @@ import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 from trl import GRPOConfig, GRPOTrainer
 from trl.data_utils import is_conversational
 
@@ -28,9 +18,10 @@ from online_sft.evaluation import GradedPrompt, answer_value, estimates
 from online_sft.rewards.answers import final_answer
 from online_sft.rewards.checked import RewardFunction, check_dataset, checked, is_async, name_of
 from online_sft.rewards.messages import Completion, text_of
+from trainers.added_metrics import AddedMetrics
 from trainers.engine.sampling import generated, generating, generation_config, own_random_numbers
 
-__all__ = ["SampledEvaluationCallback", "refuse_early_stopping_before"]
+__all__ = ["SampledEvaluationCallback"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +33,7 @@ class _Graded:
     answer: Hashable | None
 
 
-class SampledEvaluationCallback(TrainerCallback):
+class SampledEvaluationCallback(AddedMetrics):
     """Samples completions of held-out prompts at each evaluation, grades them, and adds the estimates to its metrics.
 
     `eval_pass@k` and (k > 1) `eval_maj@k` for each of `ks`, `eval_avg@n` (n: `num_generations`), each with the ends of
@@ -101,8 +92,7 @@ class SampledEvaluationCallback(TrainerCallback):
         seed: int = 0,
     ) -> None:
         _check_trainer(trainer)
-        if not ks or not 1 <= min(ks) <= max(ks) <= num_generations:
-            raise ValueError(f"each k must be between 1 and num_generations={num_generations}; got {list(ks)}")
+        super().__init__(trainer, ks, num_generations)
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} would draw the same completion each time; choose one above 0")
         if "prompt" not in dataset.column_names or len(dataset) == 0:
@@ -112,35 +102,12 @@ class SampledEvaluationCallback(TrainerCallback):
         report = check_dataset(reward_function, {name: dataset[name] for name in dataset.column_names})
         if report and trainer.accelerator.is_main_process:
             logger.warning("%d of %d held-out rows cannot be graded: %s", len(report), len(dataset), report[0])
-        self.trainer, self.dataset = trainer, dataset
+        self.dataset = dataset
         self.reward_function = checked(reward_function, name_of(reward_function))
-        self.ks, self.num_generations, self.correct_above = sorted(set(ks)), num_generations, correct_above
+        self.num_generations, self.correct_above = num_generations, correct_above
         self.answer, self.answer_key = answer, answer_key
         self.batch_size, self.seed = batch_size, seed
         self._sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_completion_length}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuses an `EarlyStoppingCallback` that would not find the metrics."""
-        refuse_early_stopping_before(self, self.trainer)
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
-        """Adds to `metrics`, which the trainer reads afterwards, and logs what it adds."""
-        sets = self.trainer.eval_dataset
-        first = f"eval_{next(iter(sets))}_runtime" if isinstance(sets, dict) else "eval_runtime"
-        if first in metrics:
-            found = self.evaluate()
-            metrics.update(found)
-            # TRL's own `log` would print its table of completions a second time
-            Trainer.log(self.trainer, found)
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the trainer's model as it is. Every process must call it; each gets all of them."""
@@ -221,21 +188,6 @@ class SampledEvaluationCallback(TrainerCallback):
     def _seed_of(self, batch: int) -> int:
         """One that no other batch has, and no batch of another `seed`: seed + batch would repeat itself."""
         return int(np.random.SeedSequence([self.seed, batch]).generate_state(1)[0])
-
-
-def refuse_early_stopping_before(callback: TrainerCallback, trainer: Trainer) -> None:
-    """A callback that adds to the metrics must come before one that looks at them.
-
-    Raises:
-        ValueError: an `EarlyStoppingCallback` would not find the metrics, and then never stop the training.
-    """
-    earlier = takewhile(lambda other: other is not callback, trainer.callback_handler.callbacks)
-    if any(isinstance(other, EarlyStoppingCallback) for other in earlier):
-        name = type(callback).__name__
-        raise ValueError(
-            f"EarlyStoppingCallback would look at the metrics before those of {name} are among them: add it with "
-            f"trainer.add_callback after {name}"
-        )
 
 
 def _check_trainer(trainer: Trainer) -> None:

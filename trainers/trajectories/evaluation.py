@@ -5,19 +5,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from online_sft.environments.factories import environment_factories
 from online_sft.evaluation import bootstrap_mean, pass_at_k
 from online_sft.trajectories.collection import Environment
 from online_sft.trajectories.trajectory import Trajectory
-from trainers.evaluation import refuse_early_stopping_before
+from trainers.added_metrics import AddedMetrics
 from trainers.trajectories.policy import play, seed_of
 
 __all__ = ["EnvironmentEvaluationCallback"]
 
 
-class EnvironmentEvaluationCallback(TrainerCallback):
+class EnvironmentEvaluationCallback(AddedMetrics):
     """Plays episodes at each evaluation, and adds what they earn to its metrics.
 
     `eval_return`, mean over tasks of the mean return; `eval_success`, the share of episodes that succeed; and
@@ -60,8 +59,7 @@ class EnvironmentEvaluationCallback(TrainerCallback):
         max_steps: int = 16,
         seed: int = 0,
     ) -> None:
-        if not ks or not 1 <= min(ks) <= max(ks) <= num_generations:
-            raise ValueError(f"each k must be between 1 and num_generations={num_generations}; got {list(ks)}")
+        super().__init__(trainer, ks, num_generations)
         if getattr(trainer.args, "history_length", None) is not None:  # OnlineSFTTrainer has none
             raise ValueError(
                 f"history_length={trainer.args.history_length} is not what the policy sees in environments: all of the "
@@ -69,34 +67,12 @@ class EnvironmentEvaluationCallback(TrainerCallback):
             )
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1; got {num_tasks}")
-        self.trainer, self.ks, self.success_above = trainer, sorted(set(ks)), success_above
+        self.success_above = success_above
         self.num_environments, self.max_steps, self.seed = num_environments, max_steps, seed
         factories = environment_factories(environments)
         tasks = [index for index in range(num_tasks) for _ in range(num_generations)]
         self._environments = [factories[task % len(factories)] for task in tasks]
         self._seeds = [seed_of(seed, task) for task in tasks]
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuses an `EarlyStoppingCallback` that would not find the metrics."""
-        refuse_early_stopping_before(self, self.trainer)
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
-        """Adds to `metrics`, which the trainer reads afterwards, and logs what it adds."""
-        sets = self.trainer.eval_dataset
-        first = f"eval_{next(iter(sets))}_runtime" if isinstance(sets, dict) else "eval_runtime"
-        if first in metrics:
-            found = self.evaluate()
-            metrics.update(found)
-            Trainer.log(self.trainer, found)  # TRL's own would print its table a second time
 
     def evaluate(self) -> dict[str, float]:
         """The metrics of the trainer's model as it is. A collective call; each process gets all of them.
