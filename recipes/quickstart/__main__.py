@@ -5,17 +5,15 @@ python -m recipes.quickstart [--seed 0] [--steps N] [--output_dir runs/quickstar
 
 import argparse
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
 from online_sft import MathVerificationReward, OnlineSFTConfig, OnlineSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
+from recipes.on_cpu import EVERYWHERE, quiet
 from recipes.quickstart.evaluate import MAX_NEW_TOKENS, Evaluation, evaluate
 from recipes.quickstart.problems import PHRASES, AgreeingReward, flawed_demonstrations, make_problems
 from recipes.quickstart.report import Stage, print_table, save_completions, save_curves
@@ -24,16 +22,6 @@ from trainers.progress import RunningRewardCallback
 
 SHARE_WRONG = 0.6
 DEMONSTRATIONS_PER_PROBLEM = 3
-EVERYWHERE = {
-    "use_cpu": True,
-    "bf16": False,
-    "activation_checkpointing": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,  # RunningRewardCallback draws the bar
-    "logging_steps": 10,
-    "adam_beta2": 0.98,
-}
 DEMONSTRATIONS_PER_STEP, SAMPLES_PER_STEP = 128, 256
 IMITATION = {"max_steps": 1500, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "warmup_steps": 100}
 GRADED = {"max_steps": 300, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
@@ -47,10 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="at most this many steps a stage, for a try-out")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="(default: %(default)s)")
     arguments = parser.parse_args()
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    # trl 1.16 still uses a name that transformers 5.23 warns about, in the middle of the progress bar
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
+    quiet()
 
     start = time.perf_counter()
     stages = Quickstart(arguments.output_dir, arguments.seed, arguments.steps).run()

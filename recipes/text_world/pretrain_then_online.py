@@ -7,8 +7,9 @@ import argparse
 import time
 from pathlib import Path
 
+from recipes.on_cpu import quiet
 from recipes.text_world.report import Stage, print_table
-from recipes.text_world.stages import GOOD_EPISODES, Stages, quiet
+from recipes.text_world.stages import GOOD_EPISODES, Stages
 
 PRETRAINING_STEPS = 120
 

@@ -1,18 +1,16 @@
 """The stages of the recipes: training on episodes, training on graded actions, and what each model can do after it."""
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer, TrajectorySFTConfig, TrajectorySFTTrainer
+from recipes.on_cpu import EVERYWHERE
 from recipes.text_world.behaviour import behaviour_data, held_out_states
 from recipes.text_world.evaluate import prediction_accuracy, return_of, score
 from recipes.text_world.report import Stage
@@ -20,19 +18,9 @@ from recipes.text_world.tiny_model import build_model, build_tokenizer
 from recipes.text_world.world import STATES, read_state, reward_of
 from trainers.progress import RunningRewardCallback
 
-__all__ = ["GOOD_EPISODES", "Stages", "graded_actions", "quiet"]
+__all__ = ["GOOD_EPISODES", "Stages", "graded_actions"]
 
-_EVERYWHERE = {
-    "use_cpu": True,
-    "bf16": False,
-    "activation_checkpointing": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,  # RunningRewardCallback draws the bar
-    "logging_steps": 10,
-    "adam_beta2": 0.98,
-    "max_completion_length": 2,  # an action and its end
-}
+_ACTION = {"max_completion_length": 2}  # a word and its end
 _EPISODES = {
     "per_device_train_batch_size": 64,
     "max_steps": 200,
@@ -106,7 +94,7 @@ class Stages:
 
     def _settings(self, name: str, stage: dict[str, Any]) -> dict[str, Any]:
         limit = {"max_steps": min(self.steps, stage["max_steps"])} if self.steps else {}
-        return {"output_dir": str(self.output_dir / name), "seed": self.seed, **_EVERYWHERE, **stage, **limit}
+        return {"output_dir": str(self.output_dir / name), "seed": self.seed, **EVERYWHERE, **_ACTION, **stage, **limit}
 
     def _train(self, trainer: Trainer, *, walks: bool, predicts: bool) -> Stage:
         name = Path(trainer.args.output_dir).name
@@ -134,11 +122,3 @@ def graded_actions(completions: list[list[dict[str, str]]], state: list[str], **
     """
     turns = zip(completions, state, strict=True)
     return [reward_of(read_state(text), completion[0]["content"]) for completion, text in turns]
-
-
-def quiet() -> None:
-    """No bars but our own, and no warning in the middle of them."""
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    # trl 1.16 still uses a name that transformers 5.23 warns about
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
