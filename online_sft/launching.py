@@ -165,7 +165,7 @@ def fit(
     from trl import get_peft_config, get_quantization_config
 
     from trainers.atropos.batches import ATROPOS_ERRORS
-    from trainers.checkpoints import last_whole_checkpoint
+    from trainers.checkpoints.manifest import ResumeError
 
     config.model_init_kwargs = {
         "revision": model.model_revision,
@@ -185,12 +185,9 @@ def fit(
         )
     except (ValueError, OSError) as error:
         raise UsageError(error) from error
-    checkpoint = config.resume_from_checkpoint
     try:
-        trainer.train(
-            resume_from_checkpoint=last_whole_checkpoint(config.output_dir) if checkpoint == "auto" else checkpoint
-        )
-    except ATROPOS_ERRORS as error:
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    except (ResumeError, *ATROPOS_ERRORS) as error:
         raise UsageError(error) from error
     trainer.save_model(config.output_dir)
     if config.push_to_hub:

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import transformers
 import trl
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
@@ -24,6 +25,7 @@ from online_sft.group_rewards import REWARD_SCALES
 from online_sft.importance import IMPORTANCE_SAMPLING_MODES
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import WEIGHTINGS
+from trainers.checkpoints.resumable import ResumableTrainer
 from trainers.online_sft_trainer import OnlineSFTTrainer
 from trainers.options import OnlineSFTOptions, WeightedSFTOptions
 from trainers.weighted_collator import WeightedDataCollator
@@ -93,6 +95,13 @@ UPSTREAM = {
     (trl.GRPOTrainer, "_compute_loss"): "model inputs",
     (trl.GRPOTrainer, "log"): "logs start_time",
     (trl.GRPOTrainer, "create_model_card"): "model_name dataset_name tags",
+    (transformers.Trainer, "train"): "resume_from_checkpoint trial ignore_keys_for_eval",
+    (transformers.Trainer, "_save_checkpoint"): "model trial",
+    (transformers.Trainer, "_get_output_dir"): "trial",
+    (transformers.Trainer, "_push_from_checkpoint"): "checkpoint_folder",
+    (transformers.Trainer, "_load_optimizer_and_scheduler"): "checkpoint",
+    (transformers.Trainer, "get_train_dataloader"): "",
+    (transformers.Trainer, "_get_train_sampler"): "train_dataset",
     (trl.trainer.sft_trainer.DataCollatorForLanguageModeling, "torch_call"): "examples",
 }
 
@@ -130,8 +139,8 @@ def test_the_methods_between_trainer_and_vllm_still_have_the_signature_that_we_k
 
 def test_every_override_is_listed_here_and_in_the_class_docstring():
     overridden = set()
-    for ours in (WeightedSFTTrainer, OnlineSFTTrainer, WeightedDataCollator):
-        upstream = ours.__mro__[1]
+    for ours in (WeightedSFTTrainer, OnlineSFTTrainer, ResumableTrainer, WeightedDataCollator):
+        upstream = next(each for each in ours.__mro__ if each.__module__.startswith(("trl.", "transformers.")))
         methods = {n for n, value in vars(ours).items() if inspect.isfunction(value) and hasattr(upstream, n)}
         methods -= {"__init__", "__eq__", "__repr__"}
         overridden |= {(upstream, name) for name in methods}

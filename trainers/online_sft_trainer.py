@@ -19,6 +19,8 @@ from online_sft.precision import float64
 from online_sft.proposition3 import CompletionLoss
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
+from trainers.checkpoints.cycle import GenerationCycle
+from trainers.checkpoints.resumable import ResumableTrainer
 from trainers.engine.checks import check_engine
 from trainers.engine.colocated import in_dtype_of_the_policy
 from trainers.engine.faults import ServerGuard
@@ -52,7 +54,7 @@ _MULTIMODAL_INPUTS = (
 )
 
 
-class OnlineSFTTrainer(GRPOTrainer):
+class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
     """Trains a policy on its own graded samples with the estimator of Proposition 3.
 
     Objective: E[r(x, y)] - beta KL(policy || reference), y sampled from the policy; what a configuration does to it is
@@ -73,7 +75,7 @@ class OnlineSFTTrainer(GRPOTrainer):
     `gigabytes` a sync, `share_of_time`, `policy_version` (the step whose weights the engine has). The value of `loss`
     means nothing: look at `reward` and `kl`.
 
-    Overrides of `GRPOTrainer`, and why:
+    Overrides of `GRPOTrainer` (those of `ResumableTrainer` are listed there), and why:
         __init__: refuses data and reward functions that cannot work before the model is loaded.
         _calculate_rewards: keeps the raw rewards, which TRL does not hand on.
         _generate_and_score_completions: replaces TRL's group-normalised advantages by reward minus baseline, and groups
@@ -135,6 +137,8 @@ class OnlineSFTTrainer(GRPOTrainer):
                 logger.warning("bias: %s", bias)
         self._running = RunningBaselines(self.accelerator)
         self.add_callback(self._running)
+        self._cycle = GenerationCycle(self)
+        self.add_callback(self._cycle)
         self._online_metrics = {mode: OnlineMetrics(self.accelerator) for mode in ("train", "eval")}
         self._draws = (0, 0)  # (optimizer step, how often fresh prompts were drawn in it)
         self._empty_batches = 0  # in a row
@@ -160,6 +164,22 @@ class OnlineSFTTrainer(GRPOTrainer):
             ServerLostError: the server does not answer.
         """
         return synced_rollouts(self)
+
+    def resume_state(self) -> dict[str, Any]:
+        own = {"cycle": self._cycle.state_dict(), "empty_batches": self._empty_batches}
+        return super().resume_state() | own
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        super().load_resume_state(state)
+        self._cycle.load_state_dict(state["cycle"])
+        self._empty_batches = state["empty_batches"]
+
+    def reasons_against_exact_resume(self) -> list[str]:
+        reasons = {
+            "sync_ref_model=True: the reference model that follows the policy is not saved": self.args.sync_ref_model,
+            "vllm_mode='server': its random numbers are its own": self.use_vllm and self.vllm_mode == "server",
+        }
+        return [*super().reasons_against_exact_resume(), *(reason for reason, holds in reasons.items() if holds)]
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]

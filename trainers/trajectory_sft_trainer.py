@@ -93,7 +93,7 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         self.rollouts = PolicyRollouts(self, renderer_of(self).prompt_ids)
         self._collected: CollectedBatches | None = None
         if factories is not None:
-            self._collected = CollectedBatches(self, factories, initial)
+            self._collected, self._has_own_batches = CollectedBatches(self, factories, initial), True
             self.add_callback(self._collected)
         self._kind_weights = KindWeights(args.coefficients, args.loss_denominator, self.accelerator, self._tp_size)
 

@@ -9,6 +9,7 @@ from online_sft.denominators import DENOMINATORS
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import Weighting, parameters_of, weighting_of
 from trainers.atropos.options import AtroposOptions
+from trainers.checkpoints.options import ResumeOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import WeightedSFTOptions
 
@@ -16,8 +17,8 @@ __all__ = ["WeightedSFTConfig"]
 
 
 @dataclass
-class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, SFTConfig):
-    """Every field of `trl.SFTConfig`, of `WeightedSFTOptions`, and of `AtroposOptions` and `WeightSyncOptions`.
+class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, ResumeOptions, SFTConfig):
+    """Every field of `trl.SFTConfig`, `WeightedSFTOptions`, `AtroposOptions`, `WeightSyncOptions` and `ResumeOptions`.
 
     Raises:
         ValueError: for options that would drop or distort the weights (`loss_type="dft"`, label smoothing,

@@ -27,6 +27,7 @@ from trainers.atropos.dataset import atropos_dataset
 from trainers.atropos.micro_batches import refuse_other_temperatures
 from trainers.atropos.policy_sync import PolicySync
 from trainers.atropos.vllm_sync import VLLMPolicySync
+from trainers.checkpoints.resumable import ResumableTrainer
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
@@ -39,7 +40,7 @@ __all__ = ["WeightedSFTTrainer"]
 logger = get_logger(__name__)
 
 
-class WeightedSFTTrainer(SFTTrainer):
+class WeightedSFTTrainer(ResumableTrainer, SFTTrainer):
     """Supervised fine-tuning with a weight, of any sign, on every token: L = -(1/D) sum_bt A_bt log p(y_bt | y_b,<t).
 
     The sum runs over loss tokens (label not -100). D is their number in the whole optimizer step, over all ranks and
@@ -64,7 +65,7 @@ class WeightedSFTTrainer(SFTTrainer):
     Logged beside TRL's metrics, which cover the tokens that have a weight: those of
     `online_sft.weight_statistics.WeightStatistics`, over all tokens since the last log entry.
 
-    Overrides of `SFTTrainer`, and why:
+    Overrides of `SFTTrainer` (those of `ResumableTrainer` are listed there), and why:
         __init__: swaps TRL's collator, which ignores the weights, for one that keeps them; adds the weighted LM head.
         _prepare_dataset: TRL truncates and packs tokens and labels only, and does not read every mask on tokenised
         rows. _set_signature_columns_if_needed: TRL would remove the columns.
@@ -132,7 +133,7 @@ class WeightedSFTTrainer(SFTTrainer):
             raise ValueError("tensor parallelism with Atropos' batches is not supported; set tp_size=1")
         syncs: dict[str, Callable[[Any], Sync]] = {"serve": PolicySync, "vllm": VLLMPolicySync}
         sync = syncs[self.args.atropos_sync_engine](self) if self.args.atropos_sync_url else None
-        self._atropos = AtroposBatches(self, sync)
+        self._atropos, self._has_own_batches = AtroposBatches(self, sync), True
         self.add_callback(self._atropos)
 
     def get_train_dataloader(self) -> Any:

@@ -1,0 +1,23 @@
+"""The fields about resuming that all our configs share. No heavy imports: `--help` reads this file."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["ResumeOptions"]
+
+
+@dataclass
+class ResumeOptions:
+    """How strictly a run goes on from a checkpoint.
+
+    Args:
+        allow_inexact_resume: also from a checkpoint from which the run goes on as another than the uninterrupted one,
+            with a warning instead of an error.
+    """
+
+    allow_inexact_resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume also where the run cannot go on to the bit as if it had never stopped (another number of "
+            "processes, batch size, seed or data set; rollouts of a vLLM server), with a warning that says why."
+        },
+    )

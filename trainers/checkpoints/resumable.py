@@ -1,0 +1,207 @@
+"""Trainers whose runs go on from a checkpoint to the bit, or say why they cannot."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+
+from trainers.checkpoints.atomic import clear_aside, publish
+from trainers.checkpoints.last import last_whole_checkpoint
+from trainers.checkpoints.manifest import ResumeError, checked_manifest, differences, digest_of, written_manifest
+from trainers.checkpoints.samplers import SeededByEpoch, seeded_by_epoch
+from trainers.checkpoints.stream import EndlessStream
+from trainers.main_process import on_main_process
+
+__all__ = ["ResumableTrainer"]
+
+logger = logging.getLogger(__name__)
+
+# Which rows a step sees, in which order, and what random numbers are drawn
+_SETTINGS = (
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "num_generations",
+    "num_iterations",
+    "steps_per_generation",
+    "shuffle_dataset",
+)
+
+
+class ResumableTrainer(Trainer):
+    """What our trainers add to `transformers.Trainer`: checkpoints that are whole, and complete.
+
+    A checkpoint is written aside and gets its name when all of it is there, so that a run that is killed while saving
+    leaves those before. It has a manifest (`online_sft.json`: format version, set-up, size of each file), and a file of
+    each process with what Trainer does not save (`online_sft_0.pt`, ...).
+
+    Overrides of `Trainer`, and why:
+        train: finds the checkpoint ("auto": the last whole one, or a new start), and refuses one from which the run
+            would not go on as if it had never stopped.
+        _save_checkpoint: writes it aside, with what we add.
+        _get_output_dir: aside, meanwhile.
+        _push_from_checkpoint: not from there.
+        _load_optimizer_and_scheduler: loads what we have added.
+        get_train_dataloader: streams keep their place.
+        _get_train_sampler: an order by seed and epoch alone.
+    """
+
+    _total_train_tokens: int  # of TRL's trainers
+    _aside: str | None = None  # while a checkpoint is written
+    _stream: EndlessStream | None = None
+    _has_own_batches = False  # instead of a data set, and knows which is next
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        if self.args.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "restore_callback_states_from_checkpoint=True makes callbacks anew, without the trainer that some of "
+                "ours belong to. They restore themselves: set it to False"
+            )
+        checkpoint = on_main_process(self.accelerator, lambda: self._checkpoint_of(resume_from_checkpoint))
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def resume_state(self) -> dict[str, Any]:
+        """What this process needs to go on beside what Trainer saves: numbers and tensors."""
+        place = {} if self._stream is None else {"stream": self._stream.position}
+        return {"num_tokens": self._total_train_tokens, **place}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Of the checkpoint."""
+        self._total_train_tokens = state["num_tokens"]
+        if self._stream is not None:
+            self._stream.position = state["stream"]
+
+    def reasons_against_exact_resume(self) -> list[str]:
+        """Why no checkpoint of this configuration says all that a run depends on."""
+        if self.args.ignore_data_skip and not self._has_own_batches and self._stream is None:
+            return ["ignore_data_skip=True: the data begin anew"]
+        return []
+
+    def _checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        if not resume_from_checkpoint:
+            return None
+        if resume_from_checkpoint not in (True, "auto"):
+            checkpoint: str | None = str(resume_from_checkpoint)
+        else:
+            checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if checkpoint is None and resume_from_checkpoint is True:
+                raise ResumeError(
+                    f"resume_from_checkpoint=True, and there is no whole checkpoint in {self.args.output_dir}; "
+                    "'auto' starts a new run then"
+                )
+        if checkpoint is not None:
+            self._check_resume(checkpoint)
+        return checkpoint
+
+    def _check_resume(self, checkpoint: str) -> None:
+        if not os.path.isfile(os.path.join(checkpoint, TRAINER_STATE_NAME)):
+            last = last_whole_checkpoint(self.args.output_dir)
+            raise ResumeError(
+                f"{checkpoint} is no whole checkpoint: it has no {TRAINER_STATE_NAME}. "
+                + (f"The last whole one is {last}" if last else f"There is none in {self.args.output_dir}")
+            )
+        manifest = checked_manifest(checkpoint)
+        if manifest is None:
+            reasons = ["it was not written by this trainer (no online_sft.json)"]
+        else:
+            reasons = differences(manifest, self._setup())
+            if not os.path.isfile(os.path.join(checkpoint, self._state_file())):
+                reasons.append("it holds the model only (save_only_model)")
+        reasons += self.reasons_against_exact_resume()
+        if not reasons:
+            return
+        if not self.args.allow_inexact_resume:
+            raise ResumeError(
+                f"a run cannot go on from {checkpoint} as if it had never stopped: {'; '.join(reasons)}. Resume with "
+                "what it was saved with, or set allow_inexact_resume=True for a run that goes on as another"
+            )
+        logger.warning("from %s the run goes on as another: %s", checkpoint, "; ".join(reasons))
+
+    def _setup(self) -> dict[str, Any]:
+        """What has to be the same for the same run."""
+        state = self.accelerator.state
+        sharding = ""
+        if self.is_fsdp_enabled:
+            plugin = state.fsdp_plugin
+            sharding = f" {plugin.fsdp_version}, {plugin.state_dict_type}".replace("StateDictType.", "")
+        elif self.is_deepspeed_enabled:
+            sharding = f" ZeRO-{state.deepspeed_plugin.zero_stage}"
+        return {
+            "trainer": type(self).__name__,
+            "num_processes": self.accelerator.num_processes,
+            "distributed": f"{state.distributed_type.value}{sharding}",
+            "data": digest_of(self.train_dataset),
+            **{name: getattr(self.args, name) for name in _SETTINGS if hasattr(self.args, name)},
+        }
+
+    def _state_file(self) -> str:
+        return f"online_sft_{self.args.process_index}.pt"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir, is_writer = super()._get_output_dir(trial), self.args.should_save
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        final = os.path.join(run_dir, name)
+        self._aside = clear_aside(self.accelerator, run_dir, is_writer=is_writer)
+        written = os.path.join(self._aside, name)
+        try:
+            super()._save_checkpoint(model, trial)
+            if not self.args.save_only_model:
+                torch.save(self.resume_state(), os.path.join(written, self._state_file()))
+        finally:
+            self._aside = None
+        if self.state.best_model_checkpoint == written:
+            self.state.best_model_checkpoint = final
+        self.accelerator.wait_for_everyone()
+        if is_writer:
+            self.state.save_to_json(os.path.join(written, TRAINER_STATE_NAME))
+            written_manifest(written, self._setup())
+        publish(self.accelerator, written, final, is_writer=is_writer)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(final)
+        if is_writer:
+            best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+            rotate_checkpoints(run_dir, limit, best_model_checkpoint=best, use_mtime=True)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._aside or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._aside is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = os.path.join(checkpoint or "", self._state_file())
+        if checkpoint is not None and os.path.isfile(path):
+            self.load_resume_state(torch.load(path, map_location=self.args.device, weights_only=True))
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        self._stream = None
+        if isinstance(self.train_dataset, IterableDataset):
+            self._stream = EndlessStream(loader)
+            self.remove_callback(EndlessStream)  # of an earlier `train`
+            self.add_callback(self._stream)
+            self.args.ignore_data_skip = True  # the stream does it
+        return self._stream or loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = seeded_by_epoch(super()._get_train_sampler(train_dataset), self.args)
+        if isinstance(sampler, SeededByEpoch):
+            self.remove_callback(SeededByEpoch)  # of an earlier `train`
+            self.add_callback(sampler)
+        return sampler
