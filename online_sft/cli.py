@@ -84,11 +84,11 @@ def _weighted(arguments: list[str]) -> None:
 
     online_sft._own_trainers()
     from trainers.atropos.options import AtroposOptions
-    from trainers.checkpoints.options import ResumeOptions
+    from trainers.checkpoints.options import CheckpointOptions
     from trainers.engine.options import WeightSyncOptions
     from trainers.options import WeightedSFTOptions
 
-    own = (WeightedSFTOptions, DataArguments, AtroposOptions, WeightSyncOptions, ResumeOptions)
+    own = (WeightedSFTOptions, DataArguments, AtroposOptions, WeightSyncOptions, CheckpointOptions)
     _print_help_if_asked("weighted", arguments, own, "trl.SFTConfig")
     from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
@@ -143,11 +143,11 @@ def _online(arguments: list[str]) -> None:
     import online_sft
 
     online_sft._own_trainers()
-    from trainers.checkpoints.options import ResumeOptions
+    from trainers.checkpoints.options import CheckpointOptions
     from trainers.engine.options import WeightSyncOptions
     from trainers.options import OnlineSFTOptions
 
-    own = (RewardArguments, OnlineSFTOptions, DataArguments, WeightSyncOptions, ResumeOptions)
+    own = (RewardArguments, OnlineSFTOptions, DataArguments, WeightSyncOptions, CheckpointOptions)
     _print_help_if_asked("online", arguments, own, "trl.GRPOConfig")
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 

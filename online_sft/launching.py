@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -47,12 +47,21 @@ class UsageError(Exception):
 
 @contextmanager
 def one_line_errors(prog: str) -> Iterator[None]:
-    """Turns a `UsageError` into one line on stderr and exit code 2."""
+    """Turns a `UsageError` into one line on stderr and exit code 2; of several processes, the launcher repeats it."""
     try:
-        yield
+        with _told_to_the_launcher():
+            yield
     except UsageError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _told_to_the_launcher() -> AbstractContextManager[None]:
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # importing torch takes longer than most commands
+        return nullcontext()
+    from trainers.first_failure import told_to_the_launcher
+
+    return told_to_the_launcher()
 
 
 @contextmanager
@@ -190,6 +199,8 @@ def fit(
     except (ResumeError, *ATROPOS_ERRORS) as error:
         raise UsageError(error) from error
     trainer.save_model(config.output_dir)
+    if config.save_merged_model:
+        trainer.save_merged_model(os.path.join(config.output_dir, "merged"))
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     trainer.end()

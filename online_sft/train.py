@@ -82,11 +82,11 @@ def _run(arguments: list[str]) -> None:
     import online_sft
 
     online_sft._own_trainers()
-    from trainers.checkpoints.options import ResumeOptions
+    from trainers.checkpoints.options import CheckpointOptions
     from trainers.engine.options import WeightSyncOptions
     from trainers.options import OnlineSFTOptions
 
-    own = (TaskArguments, OnlineSFTOptions, WeightSyncOptions, ResumeOptions)
+    own = (TaskArguments, OnlineSFTOptions, WeightSyncOptions, CheckpointOptions)
     print_help_if_asked(_PROG, _SUMMARY, arguments, own, "trl.GRPOConfig", **_DEFAULTS)
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 

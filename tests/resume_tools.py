@@ -76,7 +76,8 @@ def _online(name, output_dir, more):
     adapters = _peft(options)
     sizes = {"per_device_train_batch_size": 8, "output_dir": output_dir}
     args = OnlineSFTConfig(**{**EXACT_ON_CPU, **sizes, **options})
-    return OnlineSFTTrainer(folder, graded, args, data, processing_class=tokenizer, **adapters)
+    evaluated = data if args.eval_strategy != "no" else None
+    return OnlineSFTTrainer(folder, graded, args, data, evaluated, processing_class=tokenizer, **adapters)
 
 
 def _weighted(name, output_dir, more):
@@ -94,7 +95,8 @@ def _weighted(name, output_dir, more):
     sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "output_dir": output_dir}
     args = WeightedSFTConfig(**{**EXACT_ON_CPU, **sizes, **options})
     model = build_model(tokenizer, seed=0)
-    return WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, **adapters)
+    evaluated = {"eval_dataset": data} if args.eval_strategy != "no" else {}
+    return WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, **evaluated, **adapters)
 
 
 def _trajectories(name, output_dir, more):

@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 
 from online_sft import PolicySyncError, WeightedSFTConfig, WeightedSFTTrainer
 from recipes.quickstart.tiny_model import build_model
-from trainers.atropos.policy_sync import PolicySync, policy_weights
+from trainers.atropos.policy_sync import PolicySync
 from trainers.inference_server.policy import Policy
+from trainers.whole_weights import whole_weights
 
 STEP = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "atropos_refresh_interval": 0.05}
 
@@ -64,7 +65,7 @@ def test_adapters_are_merged_for_the_server_and_the_policy_keeps_its_base_weight
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    weights = policy_weights(trainer)
+    weights = whole_weights(trainer)
     plain = build_model(tokenizer, seed=0)
     missing, unexpected = plain.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])  # tied to the embeddings

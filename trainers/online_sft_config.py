@@ -15,7 +15,7 @@ from online_sft.importance import IMPORTANCE_SAMPLING_MODES
 from online_sft.ledger import Bias, bias_ledger
 from online_sft.method import Method
 from online_sft.proposition3 import Proposition3
-from trainers.checkpoints.options import ResumeOptions
+from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import OnlineSFTOptions
 
@@ -97,8 +97,8 @@ class _GroupOfOne(int):
 
 
 @dataclass
-class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, ResumeOptions, GRPOConfig):
-    """Every field of `trl.GRPOConfig`, `OnlineSFTOptions`, `WeightSyncOptions` and `ResumeOptions`.
+class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, GRPOConfig):
+    """Every field of `trl.GRPOConfig`, and of the options of ours that are its bases.
 
     Options that bias the gradient or change the objective are allowed and logged as warnings (`bias_ledger`); options
     that only GRPO's loss reads are refused.

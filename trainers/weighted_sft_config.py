@@ -9,7 +9,7 @@ from online_sft.denominators import DENOMINATORS
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import Weighting, parameters_of, weighting_of
 from trainers.atropos.options import AtroposOptions
-from trainers.checkpoints.options import ResumeOptions
+from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import WeightedSFTOptions
 
@@ -17,8 +17,8 @@ __all__ = ["WeightedSFTConfig"]
 
 
 @dataclass
-class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, ResumeOptions, SFTConfig):
-    """Every field of `trl.SFTConfig`, `WeightedSFTOptions`, `AtroposOptions`, `WeightSyncOptions` and `ResumeOptions`.
+class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, CheckpointOptions, SFTConfig):
+    """Every field of `trl.SFTConfig`, and of the options of ours that are its bases.
 
     Raises:
         ValueError: for options that would drop or distort the weights (`loss_type="dft"`, label smoothing,

@@ -6,15 +6,13 @@ import time
 from typing import Any
 
 import requests
-from peft import PeftModel
 from safetensors.torch import save
-from torch import Tensor
 
 from online_sft.atropos.client import direct_session
-from trainers.engine.exact_merge import merged_without_trace
 from trainers.main_process import on_main_process
+from trainers.whole_weights import whole_weights
 
-__all__ = ["PolicySync", "PolicySyncError", "policy_weights"]
+__all__ = ["PolicySync", "PolicySyncError"]
 
 _PAUSE_S = 1.0
 
@@ -44,7 +42,7 @@ class PolicySync:
             PolicySyncError: on every process, when the server refuses the weights, or has not answered for
                 `atropos_sync_timeout` seconds.
         """
-        weights = policy_weights(self._trainer)
+        weights = whole_weights(self._trainer)
         on_main_process(self._trainer.accelerator, lambda: self._send(save(weights), policy_version))
 
     def _send(self, body: bytes, policy_version: int) -> None:
@@ -104,43 +102,3 @@ def _confirms(answer: requests.Response, headers: dict[str, str]) -> bool:
         return (found["sha256"], str(found["policy_version"])) == (headers["X-Sha256"], headers["X-Policy-Version"])
     except (ValueError, LookupError, TypeError):
         return False
-
-
-def policy_weights(trainer: Any) -> dict[str, Tensor]:
-    """The weights by the names that they have in the model's own checkpoints; adapters are merged. A collective call.
-
-    A tensor that has several names (tied embeddings) is there under the first of them. On the main process, which sends
-    them; the others have none.
-
-    Raises:
-        ValueError: for adapters of a sharded model.
-    """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not isinstance(model, PeftModel):
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return _once(state) if trainer.accelerator.is_main_process else {}
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ValueError("the adapters of a sharded model cannot be merged for atropos_sync_url; train all weights")
-    if not trainer.accelerator.is_main_process:
-        return {}
-    with merged_without_trace(model):
-        model.merge_adapter()
-        state = {
-            name.removeprefix("base_model.model.")
-            .replace(".base_layer", "")
-            .replace(".modules_to_save.default", ""): each
-            for name, each in model.state_dict().items()
-            if model.prefix not in name and "original_module" not in name
-        }
-        return _once(state)
-
-
-def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    weights = {}
-    for name, tensor in state.items():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
-        if place not in seen:
-            seen.add(place)
-            weights[name] = tensor.detach().cpu().contiguous().clone()
-    return weights

@@ -5,7 +5,9 @@ import os
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import IterableDataset
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,7 +18,9 @@ from trainers.checkpoints.last import last_whole_checkpoint
 from trainers.checkpoints.manifest import ResumeError, checked_manifest, differences, digest_of, written_manifest
 from trainers.checkpoints.samplers import SeededByEpoch, seeded_by_epoch
 from trainers.checkpoints.stream import EndlessStream
+from trainers.first_failure import told_to_the_launcher
 from trainers.main_process import on_main_process
+from trainers.whole_weights import whole_weights
 
 __all__ = ["ResumableTrainer"]
 
@@ -38,7 +42,7 @@ _SETTINGS = (
 
 
 class ResumableTrainer(Trainer):
-    """What our trainers add to `transformers.Trainer`: checkpoints that are whole, and complete.
+    """What our trainers add to `transformers.Trainer`: checkpoints that are whole and complete, models that load.
 
     A checkpoint is written aside and gets its name when all of it is there, so that a run that is killed while saving
     leaves those before. It has a manifest (`online_sft.json`: format version, set-up, size of each file), and a file of
@@ -46,7 +50,8 @@ class ResumableTrainer(Trainer):
 
     Overrides of `Trainer`, and why:
         train: finds the checkpoint ("auto": the last whole one, or a new start), and refuses one from which the run
-            would not go on as if it had never stopped.
+            would not go on as if it had never stopped; tells the launcher what ends it.
+        save_model: whole weights, also where checkpoints are of shards (FSDP's SHARDED_STATE_DICT).
         _save_checkpoint: writes it aside, with what we add.
         _get_output_dir: aside, meanwhile.
         _push_from_checkpoint: not from there.
@@ -71,8 +76,33 @@ class ResumableTrainer(Trainer):
                 "restore_callback_states_from_checkpoint=True makes callbacks anew, without the trainer that some of "
                 "ours belong to. They restore themselves: set it to False"
             )
-        checkpoint = on_main_process(self.accelerator, lambda: self._checkpoint_of(resume_from_checkpoint))
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        with told_to_the_launcher():
+            checkpoint = on_main_process(self.accelerator, lambda: self._checkpoint_of(resume_from_checkpoint))
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        kind = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")  # of another, Trainer would write nothing
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.set_state_dict_type(kind.name)
+
+    def save_merged_model(self, output_dir: str) -> None:
+        """Writes the model with its adapters merged, and its tokenizer: for `from_pretrained` and vLLM without PEFT.
+
+        A collective call; the model in training keeps its adapters.
+        """
+        weights = whole_weights(self)
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+            base.save_pretrained(output_dir, state_dict=weights)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
 
     def resume_state(self) -> dict[str, Any]:
         """What this process needs to go on beside what Trainer saves: numbers and tensors."""
@@ -187,7 +217,8 @@ class ResumableTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         path = os.path.join(checkpoint or "", self._state_file())
         if checkpoint is not None and os.path.isfile(path):
-            self.load_resume_state(torch.load(path, map_location=self.args.device, weights_only=True))
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.load_resume_state(send_to_device(state, self.accelerator.device))
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()

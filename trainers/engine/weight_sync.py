@@ -17,6 +17,7 @@ from trainers.engine.probe import engine_log_probs, policy_log_probs, probe_sequ
 from trainers.engine.resumable import save_resumable
 from trainers.engine.suspects import explanation
 from trainers.main_process import on_main_process
+from trainers.whole_weights import is_sharded
 
 __all__ = ["WeightSync", "WeightSyncError"]
 
@@ -163,11 +164,11 @@ class WeightSync:
     def _counted_params(self) -> Iterator[tuple[str, Tensor]]:
         model = self._generation.model
         is_adapted = isinstance(model, PeftModel)
-        with merged_without_trace(model) if is_adapted and not self._is_sharded else nullcontext():
+        with merged_without_trace(model) if is_adapted and not is_sharded(self._trainer) else nullcontext():
             for name, parameter in self._params():
                 self._bytes[name] = parameter.numel() * parameter.element_size()
                 # TRL subtracts adapters from shards in place, perhaps before they have been sent
-                yield name, parameter.clone() if is_adapted and self._is_sharded else parameter
+                yield name, parameter.clone() if is_adapted and is_sharded(self._trainer) else parameter
 
     def _drift_of_a_frozen_engine(self, policy: Tensor, engine: Tensor) -> tuple[int, float]:
         """How far the policy's scores have moved, and since when, while the engine's have stayed the same."""
@@ -175,11 +176,6 @@ class WeightSync:
             self._last_move = (self._trainer.state.global_step, engine, policy)
         step, _, policy_then = self._last_move
         return step, (policy - policy_then).abs().max().item()
-
-    @property
-    def _is_sharded(self) -> bool:
-        plugin = self._trainer.accelerator.state.deepspeed_plugin
-        return bool(self._trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
 
     def _policy_scores(self) -> Tensor:
         with self._trainer.accelerator.autocast():  # which `train` builds into the model, and nobody before it
@@ -204,7 +200,7 @@ class WeightSync:
         )
 
     def _explanation(self, engine: Tensor) -> str:
-        if self._is_sharded:
+        if is_sharded(self._trainer):
             return "which parameters are to blame is not looked for where they are sharded"
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         try:

@@ -18,6 +18,7 @@ from online_sft.launching import (
     print_help_if_asked,
     working_directory_on_path,
 )
+from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import WeightedSFTOptions
 from trainers.trajectories.options import CollectionOptions, SamplingOptions, TrajectoryOptions
@@ -160,7 +161,7 @@ def _collect(arguments: list[str]) -> None:
 
 def _train(arguments: list[str]) -> None:
     own = (TrajectoryOptions, EnvironmentArguments, CollectionOptions, DataArguments, EvaluationArguments)
-    more = (WeightedSFTOptions, WeightSyncOptions)
+    more = (WeightedSFTOptions, WeightSyncOptions, CheckpointOptions)
     print_help_if_asked(f"{_PROG} train", _SUMMARIES["train"], arguments, (*own, *more), "trl.SFTConfig")
     from online_sft import TrajectorySFTConfig, TrajectorySFTTrainer
 
