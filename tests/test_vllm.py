@@ -77,3 +77,15 @@ def test_a_broken_sync_stops_the_run_and_names_the_suspects(mode, folder, tmp_pa
         assert "Suspect parameters: model.layers.1.*. " in result["error"]
     assert "The engine computes the model without its adapters" in adapters["error"]
     assert "error" not in good
+
+
+def test_a_run_with_an_engine_of_its_own_resumes_to_the_bit(folder, tmp_path):
+    """vLLM draws from the random numbers of the process that it runs in, which the checkpoint has."""
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "steps_per_generation": 2}
+    whole, *resumed = train(
+        folder, [spec(**saving)] + [{**spec(**saving), "resume": f"out/checkpoint-{n}"} for n in (1, 2)], tmp_path
+    )
+    for result in resumed:
+        assert "error" not in result, result["error"]
+        for name in ("loss", "grad_norm", "reward", "log_prob"):
+            assert [entry.get(name) for entry in result["log"]] == [entry.get(name) for entry in whole["log"]], name

@@ -69,12 +69,14 @@ def test_a_run_whose_server_is_killed_stops_within_a_minute_and_resumes_from_whe
     step = len(result["log"])
     assert step >= 5
     checkpoint = f"out/checkpoint-{step}"
-    assert f"Resume with resume_from_checkpoint='{checkpoint}'" in result["error"]
+    assert f"Resume with resume_from_checkpoint='{checkpoint}' and allow_inexact_resume=True." in result["error"]
     assert json.loads((tmp_path / checkpoint / "trainer_state.json").read_text())["global_step"] == step
 
     with server(folder, tmp_path / "server.log") as (url, _):
-        again = {**spec(max_steps=step + 2), "resume": checkpoint}
-        (resumed,) = train(folder, [again], tmp_path, url)
+        silent = {**spec(max_steps=step + 2), "resume": checkpoint}
+        again = {**spec(max_steps=step + 2, allow_inexact_resume=True), "resume": checkpoint}
+        refused, resumed = train(folder, [silent, again], tmp_path, url)
+    assert "vllm_mode='server': its random numbers are its own" in refused["error"]
     assert "error" not in resumed, resumed["error"]
     assert resumed["log"][:step] == result["log"]
     assert len(resumed["log"]) == step + 2

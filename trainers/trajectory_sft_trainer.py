@@ -101,6 +101,12 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         """As `OnlineSFTTrainer.synced_rollouts`: completions of the policy as it is now."""
         return self.rollouts.synced()
 
+    def reasons_against_exact_resume(self) -> list[str]:
+        reasons = super().reasons_against_exact_resume()
+        if self._collected is not None and self.args.use_vllm and self.args.vllm_mode == "server":
+            reasons.append("vllm_mode='server': its random numbers are its own")
+        return reasons
+
     @property
     def action_weighting(self) -> Weighting | None:
         """Weights of actions from their values; None without one."""

@@ -76,20 +76,25 @@ class ResumableTrainer(Trainer):
                 "restore_callback_states_from_checkpoint=True makes callbacks anew, without the trainer that some of "
                 "ours belong to. They restore themselves: set it to False"
             )
+        if self._is_fsdp1 and self.accelerator.is_main_process:
+            logger.warning(
+                "FSDP1 is deprecated by transformers, and loses the state of the optimizer when it resumes from a "
+                "checkpoint of shards (fsdp_state_dict_type=SHARDED_STATE_DICT); add --fsdp_version 2"
+            )
         with told_to_the_launcher():
             checkpoint = on_main_process(self.accelerator, lambda: self._checkpoint_of(resume_from_checkpoint))
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if plugin is None or _internal_call:
+        if plugin is None or self._aside is not None:
             return super().save_model(output_dir, _internal_call)
-        kind = plugin.state_dict_type
+        kind = self._state_dict_type
         plugin.set_state_dict_type("FULL_STATE_DICT")  # of another, Trainer would write nothing
         try:
             super().save_model(output_dir, _internal_call)
         finally:
-            plugin.set_state_dict_type(kind.name)
+            plugin.set_state_dict_type(kind)
 
     def save_merged_model(self, output_dir: str) -> None:
         """Writes the model with its adapters merged, and its tokenizer: for `from_pretrained` and vLLM without PEFT.
@@ -117,9 +122,21 @@ class ResumableTrainer(Trainer):
 
     def reasons_against_exact_resume(self) -> list[str]:
         """Why no checkpoint of this configuration says all that a run depends on."""
-        if self.args.ignore_data_skip and not self._has_own_batches and self._stream is None:
-            return ["ignore_data_skip=True: the data begin anew"]
-        return []
+        begins_anew = self.args.ignore_data_skip and not self._has_own_batches and self._stream is None
+        reasons = {
+            "ignore_data_skip=True: the data begin anew": begins_anew,
+            "FSDP1 loses the state of the optimizer": self._is_fsdp1 and self._state_dict_type == "SHARDED_STATE_DICT",
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    @property
+    def _is_fsdp1(self) -> bool:
+        return self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1
+
+    @property
+    def _state_dict_type(self) -> str:
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        return plugin.state_dict_type.name
 
     def _checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
         if not resume_from_checkpoint:
@@ -163,17 +180,15 @@ class ResumableTrainer(Trainer):
 
     def _setup(self) -> dict[str, Any]:
         """What has to be the same for the same run."""
-        state = self.accelerator.state
-        sharding = ""
+        state, sharding = self.accelerator.state, "none"
         if self.is_fsdp_enabled:
-            plugin = state.fsdp_plugin
-            sharding = f" {plugin.fsdp_version}, {plugin.state_dict_type}".replace("StateDictType.", "")
+            sharding = f"FSDP{state.fsdp_plugin.fsdp_version}, {self._state_dict_type}"
         elif self.is_deepspeed_enabled:
-            sharding = f" ZeRO-{state.deepspeed_plugin.zero_stage}"
+            sharding = f"ZeRO-{state.deepspeed_plugin.zero_stage}"
         return {
             "trainer": type(self).__name__,
             "num_processes": self.accelerator.num_processes,
-            "distributed": f"{state.distributed_type.value}{sharding}",
+            "sharding": sharding,
             "data": digest_of(self.train_dataset),
             **{name: getattr(self.args, name) for name in _SETTINGS if hasattr(self.args, name)},
         }

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from trl import GRPOTrainer
+from trainers.checkpoints.resumable import ResumableTrainer
 
 __all__ = ["save_resumable"]
 
 
-def save_resumable(trainer: GRPOTrainer) -> str:
+def save_resumable(trainer: ResumableTrainer) -> str:
     """Saves what `resume_from_checkpoint` continues from, and says where. A collective call, with all processes.
 
     The parameters change at the end of a step only, so that before it they are those of the step before. With optimizer
@@ -22,4 +22,5 @@ def save_resumable(trainer: GRPOTrainer) -> str:
     finally:
         args.save_only_model = save_only_model
     trainer.callback_handler.on_save(args, trainer.state, trainer.control)
-    return f"Resume with resume_from_checkpoint={str(Path(args.output_dir) / f'checkpoint-{step}')!r}."
+    flag = " and allow_inexact_resume=True" if trainer.reasons_against_exact_resume() else ""
+    return f"Resume with resume_from_checkpoint={str(Path(args.output_dir) / f'checkpoint-{step}')!r}{flag}."
