@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 10) and "online-sft needs Python >= 3.10; set PYTHON=python3.11, say; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reasoning-gym,serve,atropos]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reasoning-gym,serve,atropos,deepspeed]'
 	@touch $(INSTALLED)
 
 quickstart: $(INSTALLED) ## the main job, on real problems; SEED=1 and STEPS=2 (a try-out) are options

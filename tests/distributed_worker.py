@@ -52,7 +52,7 @@ WEIGHTED = {
 }
 
 
-def weighted(kind: str, num_processes: int, model, tokenizer):
+def weighted(kind: str, num_processes: int, model, tokenizer, *, peft_config=None, **options):
     """Rows of very different lengths and signed advantages: a mean of means would show."""
     rows = []
     for index in range(3 * GLOBAL_BATCH):
@@ -67,9 +67,9 @@ def weighted(kind: str, num_processes: int, model, tokenizer):
     evaluated = rows[: 3 * GLOBAL_BATCH]
     # one batch of evaluation, over all processes
     sizes = {"per_device_eval_batch_size": len(evaluated) // num_processes, "eval_packing": False}
-    args = WeightedSFTConfig(**arguments(num_processes), **WEIGHTED[kind], **sizes)
-    train_data, eval_data = Dataset.from_list(rows), Dataset.from_list(evaluated)
-    return WeightedSFTTrainer(model, args, train_dataset=train_data, eval_dataset=eval_data, processing_class=tokenizer)
+    args = WeightedSFTConfig(**{**arguments(num_processes), **WEIGHTED[kind], **sizes, **options})
+    data = {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(evaluated)}
+    return WeightedSFTTrainer(model, args, **data, processing_class=tokenizer, peft_config=peft_config)
 
 
 def method_loss(trainer) -> float:
@@ -84,7 +84,7 @@ def method_loss(trainer) -> float:
     return trainer.accelerator.reduce(loss, reduction="mean").item()
 
 
-def online(kind: str, num_processes: int, model, tokenizer):
+def online(kind: str, num_processes: int, model, tokenizer, *, peft_config=None, **options):
     """Completions that depend on the prompt only, because two processes would draw other random numbers than one."""
 
     def rollout(prompts, trainer):
@@ -98,23 +98,28 @@ def online(kind: str, num_processes: int, model, tokenizer):
     def reward(completion_ids, **columns):
         return [None if sum(ids) % 5 == 0 else (sum(ids) % 7) / 3 for ids in completion_ids]
 
-    args = OnlineSFTConfig(**arguments(num_processes), num_generations=2, beta=0.1, max_completion_length=8)
+    sizes = {"num_generations": 2, "beta": 0.1, "max_completion_length": 8}
+    args = OnlineSFTConfig(**{**arguments(num_processes), **sizes, **options})
     data = Dataset.from_list([{"prompt": f"{a} + {b} ="} for a in range(6) for b in range(2)])
-    return OnlineSFTTrainer(model, reward, args, data, processing_class=tokenizer, rollout_func=rollout)
+    own = {"processing_class": tokenizer, "peft_config": peft_config, "rollout_func": rollout}
+    return OnlineSFTTrainer(model, reward, args, data, **own)
 
 
-def trajectories(kind: str, num_processes: int, model, tokenizer):
+def trajectories(kind: str, num_processes: int, model, tokenizer, *, peft_config=None, **options):
     """Episodes of very different lengths, so that no process has its share of either kind of token."""
-    model = build_model(chat_tokenizer(), seed=0)
     data = ragged_trajectories(3 * GLOBAL_BATCH, max_turns=5)
     sizes = {"per_device_eval_batch_size": len(data) // num_processes, "max_length": 600}
     weights = {"bc_weight": 0.7, "world_model_weight": 0.4, "reward_weighting": "reward_to_go"}
-    args = TrajectorySFTConfig(**arguments(num_processes), **sizes, **weights)
-    return TrajectorySFTTrainer(model, args, train_dataset=data, eval_dataset=data, processing_class=chat_tokenizer())
+    args = TrajectorySFTConfig(**{**arguments(num_processes), **sizes, **weights, **options})
+    own = {"processing_class": tokenizer, "peft_config": peft_config}
+    return TrajectorySFTTrainer(model, args, train_dataset=data, eval_dataset=data, **own)
 
 
 def train(kind: str, num_processes: int, folder: str) -> list[dict]:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    if kind == "trajectories":
+        tokenizer = chat_tokenizer()
+        model = build_model(tokenizer, seed=0)
     build = {"online": online, "trajectories": trajectories}.get(kind, weighted)
     trainer = build(kind, num_processes, model, tokenizer)
     assert trainer.accelerator.num_processes == num_processes

@@ -12,6 +12,7 @@ import filter_worker
 import pytest
 import sharded_head_worker
 from atropos_tools import Answer, ScriptedAtropos
+from launching_tools import launch
 from torch.testing import assert_close
 
 
@@ -59,15 +60,18 @@ def test_a_sharded_head_gets_the_average_gradient_of_all_ranks(tmp_path):
 
 
 @pytest.mark.distributed
-def test_filtering_makes_the_same_calls_on_every_rank_though_only_one_has_something_to_replace(saved_model, tmp_path):
+@pytest.mark.parametrize(("mode", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDPQwen2ForCausalLM")])
+def test_filtering_makes_the_same_calls_on_every_rank_though_only_one_has_something_to_replace(
+    mode, wrapper, saved_model, tmp_path
+):
     output = tmp_path / "filtered.json"
-    on_two_processes(filter_worker.__file__, str(output), str(tmp_path / "model"))
+    launch(mode, filter_worker.__file__, output, tmp_path / "model")
     ranks = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in (0, 1)]
     useful = {row["prompt"] for row in filter_worker.DATA if row["useful"]}
     first = [set(filter_worker.DATA["prompt"][:2]), set(filter_worker.DATA["prompt"][2:4])]
     assert not first[0] & useful  # rank 0 has to replace both of its groups
     for rank, result in enumerate(ranks):
-        assert (result["world_size"], result["wrapper"], result["rank"]) == (2, "DistributedDataParallel", rank)
+        assert (result["world_size"], result["wrapper"], result["rank"]) == (2, wrapper, rank)
         for prompts in result["used"]:
             assert len(prompts) == 8
             assert set(prompts) <= useful
