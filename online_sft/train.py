@@ -43,7 +43,8 @@ class TaskArguments:
     """The task, its data and its models."""
 
     task_type: Literal["tldr", "math"] = field(
-        default="tldr", metadata={"help": "The task; math turns apply_overlong_penalty on."}
+        default="tldr",
+        metadata={"help": "The task; math, which a --math_dataset_name means, too, turns apply_overlong_penalty on."},
     )
     dataset_name: str | None = field(
         default=None,
@@ -131,7 +132,8 @@ def _data(task: TaskArguments, dataset_name: str | None, config: Any, model: Any
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """What holds where the user says nothing."""
     defaults = {name: value for name, value in _DEFAULTS.items() if not set(_OTHER_WORDS.get(name, ())) & set(given)}
-    return {**defaults, "apply_overlong_penalty": given.get("task_type") == "math"}
+    task = given.get("task_type", "math" if "math_dataset_name" in given else "tldr")
+    return {**defaults, "task_type": task, "apply_overlong_penalty": task == "math"}
 
 
 def _either(name: str, value: str | None, other_name: str, other_value: str | None) -> str | None:
@@ -148,7 +150,7 @@ def _reward_funcs(task: TaskArguments) -> list[str]:
             raise UsageError("task_type=math compares answers and has no reward model; remove reward_model_path")
         return ["math"]
     if task.math_dataset_name is not None:
-        raise UsageError("math_dataset_name is for task_type=math; set dataset_name, or add --task_type math")
+        raise UsageError("math_dataset_name is for task_type=math; set dataset_name, or remove task_type")
     if task.reward_model_path is None:
         raise UsageError("no reward: set --reward_model_path to a hub id or a folder, or --task_type math")
     return [task.reward_model_path]

@@ -1,6 +1,6 @@
 """Trains for three steps and writes the log; `torchrun` starts it on two processes, the test itself calls it on one.
 
-python distributed_worker.py weighted|normalised|grouped|online|trajectories OUTPUT.json MODEL_FOLDER
+python distributed_worker.py KIND OUTPUT.json MODEL_FOLDER
 """
 
 import json
@@ -49,6 +49,13 @@ WEIGHTED = {
         "packing": True,
         "max_length": 12,
     },
+    "importance": {"policy_weighting": "importance", "importance_max": 1.3, "advantage_normalization": "batch"},
+}
+ONLINE = {
+    "online": {"beta": 0.1},
+    # two steps on each batch of completions: importance weights, and what is learnt from earlier steps and batches
+    "stale": {"num_iterations": 2, "baseline": "optimal", "scale_rewards": "batch", "beta": 0.1},
+    "running": {"num_iterations": 2, "baseline": "running_mean", "importance_sampling_mode": "sequence_mask"},
 }
 
 
@@ -61,7 +68,9 @@ def weighted(kind: str, num_processes: int, model, tokenizer, *, peft_config=Non
         labels = [-100 if t == 0 or (index + t) % 3 == 0 else token for t, token in enumerate(tokens)]
         labels[-1] = tokens[-1]
         advantages = [((index + t) % 5) - 1.5 for t in range(length)]
+        old = [-0.1 * ((index + 2 * t) % 40) for t in range(length)]
         rows.append({"input_ids": tokens, "labels": labels, "advantages": advantages, "group": index % 5})
+        rows[-1] |= {"ref_log_probs": old} if kind == "importance" else {}
     if kind == "grouped":
         rows *= 3  # packed rows are fewer
     evaluated = rows[: 3 * GLOBAL_BATCH]
@@ -98,8 +107,8 @@ def online(kind: str, num_processes: int, model, tokenizer, *, peft_config=None,
     def reward(completion_ids, **columns):
         return [None if sum(ids) % 5 == 0 else (sum(ids) % 7) / 3 for ids in completion_ids]
 
-    sizes = {"num_generations": 2, "beta": 0.1, "max_completion_length": 8}
-    args = OnlineSFTConfig(**{**arguments(num_processes), **sizes, **options})
+    sizes = {"num_generations": 2, "max_completion_length": 8}
+    args = OnlineSFTConfig(**{**arguments(num_processes), **sizes, **ONLINE[kind], **options})
     data = Dataset.from_list([{"prompt": f"{a} + {b} ="} for a in range(6) for b in range(2)])
     own = {"processing_class": tokenizer, "peft_config": peft_config, "rollout_func": rollout}
     return OnlineSFTTrainer(model, reward, args, data, **own)
@@ -120,13 +129,13 @@ def train(kind: str, num_processes: int, folder: str) -> list[dict]:
     if kind == "trajectories":
         tokenizer = chat_tokenizer()
         model = build_model(tokenizer, seed=0)
-    build = {"online": online, "trajectories": trajectories}.get(kind, weighted)
+    build = trajectories if kind == "trajectories" else online if kind in ONLINE else weighted
     trainer = build(kind, num_processes, model, tokenizer)
     assert trainer.accelerator.num_processes == num_processes
     trainer.train()
     wrapper = type(trainer.model_wrapped).__name__
     assert wrapper == ("DistributedDataParallel" if num_processes > 1 else "Qwen2ForCausalLM"), wrapper
-    if kind != "online":
+    if kind not in ONLINE:
         trainer.evaluate()
     if kind in ("weighted", "normalised"):  # the method knows no groups
         trainer.state.log_history.append({"method_loss": method_loss(trainer)})

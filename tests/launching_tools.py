@@ -30,7 +30,7 @@ def launch(mode, script, *arguments, seconds=300, num_processes=2):
         AssertionError: with the end of what was said, when it fails or takes longer than `seconds`; no process is left.
     """
     shim = [str(TESTS / SHIMS[mode])] if mode in SHIMS else []
-    cpu = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", str(_free_port())]
+    cpu = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", str(free_port())]
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(RECIPES / f"{mode}.yaml"), *cpu),
@@ -64,7 +64,7 @@ def _kill(process):
                 each.kill()
 
 
-def _free_port():
+def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

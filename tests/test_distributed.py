@@ -28,7 +28,7 @@ def on_two_processes(*command):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", [*distributed_worker.WEIGHTED, "online", "trajectories"])
+@pytest.mark.parametrize("kind", [*distributed_worker.WEIGHTED, *distributed_worker.ONLINE, "trajectories"])
 def test_two_processes_are_one(kind, saved_model, tmp_path):
     folder, output = str(tmp_path / "model"), tmp_path / "log.json"
     on_two_processes(distributed_worker.__file__, kind, str(output), folder)
@@ -36,13 +36,20 @@ def test_two_processes_are_one(kind, saved_model, tmp_path):
     one = distributed_worker.train(kind, 1, folder)
     weights = ["ess", "max_weight_share", "nll", "negative_nll", "negative_gradient_share"]
     of_kinds = [f"{k}_{name}" for k in ("bc", "world_model") for name in ("loss", "perplexity", "accuracy")]
-    own = {"online": ["reward", "kl", "advantage", "log_prob"], "trajectories": of_kinds}.get(kind, weights)
+    is_online = kind in distributed_worker.ONLINE
+    of_online = ["reward", "advantage", "log_prob", *(["kl"] if kind != "running" else [])]
+    of_online += ["importance/max", "importance/min", "importance/ess"] if kind != "online" else []
+    own = of_online if is_online else of_kinds if kind == "trajectories" else weights
     keys = ["loss", "grad_norm", *own]
     evaluated = ["eval_loss", *(f"eval_{name}" for name in of_kinds)]
-    once = {"online": [], "grouped": ["eval_loss"], "trajectories": evaluated}.get(kind, ["eval_loss", "method_loss"])
+    with_method = ["eval_loss", "method_loss"] if kind in ("weighted", "normalised") else ["eval_loss"]
+    once = [] if is_online else evaluated if kind == "trajectories" else with_method
     for key in [*keys, *once]:
         values = [[entry[key] for entry in log if key in entry] for log in (one, two)]
-        assert len(values[0]) == (1 if key in once else 3), key
+        # rollouts are logged with the step that they are made for
+        assert len(values[0]) == (1 if key in once else 2 if kind in ("stale", "running") and key == "reward" else 3), (
+            key
+        )
         if kind == "trajectories":
             assert_close(values[1], values[0], rtol=1e-6, atol=0.0)  # measured: 1e-7
         assert_close(values[1], values[0], rtol=1e-4, atol=1e-5)  # measured: 3e-6 relative

@@ -132,7 +132,10 @@ def test_evaluation_is_on_the_validation_part():
         ([HERE], "no reward: set --reward_model_path to a hub id or a folder, or --task_type math"),
         ([MATH, "--reward_model_path tiny/x"], "task_type=math compares answers and has no reward model; remove"),
         ([TLDR, "--math_dataset_name x"], "dataset_name and math_dataset_name are two names of one thing; got"),
-        ([HERE, "--math_dataset_name x"], "math_dataset_name is for task_type=math; set dataset_name, or add"),
+        (
+            [HERE, "--task_type tldr --math_dataset_name x"],
+            "math_dataset_name is for task_type=math; set dataset_name, or",
+        ),
         ([MATH, "--model_name_or_path tiny/x"], "sft_model_path and model_name_or_path are two names of one thing"),
         ([MATH, "--math_dataset_name missing.jsonl"], "cannot load 'missing.jsonl'"),
         ([MATH, f"--math_dataset_name {DATA}/tldr/posts.jsonl"], "of no layout known for math. Known are: DAPO"),
