@@ -1,6 +1,6 @@
-"""Trains on batches of Atropos and writes the log; `torchrun` starts it on two processes.
+"""Trains on batches of Atropos and writes the log; `torchrun` or accelerate starts it on two processes.
 
-python atropos_worker.py MODEL OUTPUT.json NUM_PROCESSES FIELD=VALUE...
+python atropos_worker.py MODEL OUTPUT.json NUM_PROCESSES FIELD=VALUE... [mode=fsdp2]
 """
 
 import json
@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from exact_on_cpu import EXACT_ON_CPU
+from modes_worker import assert_mode
 
 from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
 
-def train(model, num_processes, **source):
+def train(model, num_processes, mode="ddp", **source):
     """A step of 8 sequences, over processes and, where there are two of them, two micro-batches."""
     sizes = {"per_device_train_batch_size": 8 if num_processes == 1 else 2}
     sizes["gradient_accumulation_steps"] = 1 if num_processes == 1 else 2
@@ -21,7 +22,7 @@ def train(model, num_processes, **source):
     assert trainer.accelerator.num_processes == num_processes
     trainer.train()
     if num_processes > 1:
-        assert type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
+        assert_mode(trainer, mode)
     return trainer
 
 
