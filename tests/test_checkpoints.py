@@ -1,6 +1,6 @@
 import pytest
 
-from trainers.checkpoints.last import last_whole_checkpoint
+from trainers.checkpoints.choice import last_whole_checkpoint
 
 
 @pytest.mark.parametrize("state", [None, "", '{"global_step": 1'])

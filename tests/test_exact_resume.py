@@ -17,6 +17,7 @@ def assert_resumes_to_the_bit(kind, steps, folder):
         resumed = trainer_of(kind, folder / "resumed")
         torch.manual_seed(99)  # another process has other random numbers
         resumed.train(resume_from_checkpoint=str(folder / "resumed" / f"checkpoint-{step}"))
+        assert resumed.state.global_step == STEPS
         assert numbers(resumed, after=step) == numbers(whole, after=step), step
         assert (parameters(resumed) - parameters(whole)).abs().max() == 0.0, step
         shutil.rmtree(folder / "resumed")
@@ -24,8 +25,8 @@ def assert_resumes_to_the_bit(kind, steps, folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resume_is_the_uninterrupted_run_to_the_bit(kind, tmp_path):
-    """Within a generation and the first epoch, and in the second."""
-    assert_resumes_to_the_bit(kind, (3, 6), tmp_path)
+    """Within a generation and the first epoch, in the second, and at the end, where there is nothing to do."""
+    assert_resumes_to_the_bit(kind, (3, 6, STEPS), tmp_path)
 
 
 @pytest.mark.slow

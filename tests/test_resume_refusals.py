@@ -9,10 +9,11 @@ import pytest
 import torch
 from datasets import Dataset
 from resume_tools import numbers, parameters, trainer_of
+from trajectory_tools import ragged_trajectories
 from trl import SFTConfig, SFTTrainer
 
 from recipes.quickstart.tiny_model import build_model, build_tokenizer
-from trainers.checkpoints.last import last_whole_checkpoint
+from trainers.checkpoints.choice import last_whole_checkpoint
 from trainers.checkpoints.manifest import FORMAT_VERSION, MANIFEST, ResumeError
 
 ONLINE, WEIGHTED = "online: 4 steps a generation", "weighted: rows"
@@ -80,6 +81,24 @@ def test_other_data_are_named(copy):
     trainer.train_dataset = Dataset.from_list(rows)
     with pytest.raises(ResumeError, match=r"data was '14 rows, sha256 .*' and is '14 rows, sha256 "):
         trainer.train(resume_from_checkpoint=str(output / "checkpoint-2"))
+
+
+def test_other_trajectories_to_begin_with_are_named(tmp_path):
+    kind, output = "trajectories: collected", tmp_path / "out"
+    trainer_of(kind, output, max_steps=1).train()
+    trainer = trainer_of(kind, output, max_steps=2)
+    trainer._collected.initial = ragged_trajectories(5)
+    with pytest.raises(ResumeError, match=r"data was '7 rows, sha256 .*' and is '5 rows, sha256 "):
+        trainer.train("auto")
+
+
+def test_another_version_of_a_library_is_a_warning(copy, caplog):
+    path = copy / "weighted" / "checkpoint-2" / MANIFEST
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "versions": {**found["versions"], "torch": "1.0"}}))
+    with caplog.at_level(logging.WARNING):
+        trainer_of(WEIGHTED, copy / "weighted", **SHORT).train(str(path.parent))
+    assert "digits may differ: [\"torch was '1.0' and is '2" in caplog.text
 
 
 def test_another_number_of_processes_is_named(copy):

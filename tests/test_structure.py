@@ -103,6 +103,11 @@ UPSTREAM = {
     (transformers.Trainer, "_load_optimizer_and_scheduler"): "checkpoint",
     (transformers.Trainer, "get_train_dataloader"): "",
     (transformers.Trainer, "_get_train_sampler"): "train_dataset",
+    (
+        transformers.Trainer,
+        "_run_epoch",
+    ): "model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial "
+    "ignore_keys_for_eval start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",
     (trl.trainer.sft_trainer.DataCollatorForLanguageModeling, "torch_call"): "examples",
 }
 

@@ -13,6 +13,7 @@ from online_sft.trajectories.collection import Environment
 from online_sft.trajectories.dataset import TrajectoryDataset
 from online_sft.weightings import Weighting
 from trainers.arguments import config_or_default
+from trainers.checkpoints.manifest import digest_of
 from trainers.engine.policy import PolicyRollouts
 from trainers.engine.rollouts import RolloutEngine
 from trainers.trajectories.collected import CollectedBatches
@@ -100,6 +101,12 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
     def synced_rollouts(self) -> AbstractContextManager[RolloutEngine]:
         """As `OnlineSFTTrainer.synced_rollouts`: completions of the policy as it is now."""
         return self.rollouts.synced()
+
+    def data_digest(self) -> str | None:
+        if self._collected is None:
+            return super().data_digest()
+        initial = self._collected.initial
+        return digest_of(len(initial), lambda index: initial[index].to_dict()) if len(initial) else None
 
     def reasons_against_exact_resume(self) -> list[str]:
         reasons = super().reasons_against_exact_resume()

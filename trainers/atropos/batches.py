@@ -98,9 +98,6 @@ class AtroposBatches(TrainerCallback, ExportableState):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         trainer, accelerator = self._trainer, self._trainer.accelerator
         self.close()  # of a run that ended in an exception
-        if trainer.state.global_step >= trainer.state.max_steps:  # resumed at its end
-            trainer.control.should_training_stop = True
-            return
         num_micro_batches = trainer.args.gradient_accumulation_steps
         try:
             self._open()

@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from datasets import Dataset
 
 __all__ = [
     "FORMAT_VERSION",
@@ -16,6 +14,7 @@ __all__ = [
     "checked_manifest",
     "differences",
     "digest_of",
+    "installed_versions",
     "written_manifest",
 ]
 
@@ -34,7 +33,7 @@ def written_manifest(checkpoint: str | Path, setup: Mapping[str, Any]) -> None:
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = {
         "format_version": FORMAT_VERSION,
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": installed_versions(),
         "setup": dict(setup),
         "files": files,
     }
@@ -68,20 +67,22 @@ def checked_manifest(checkpoint: str | Path) -> dict[str, Any] | None:
     return manifest
 
 
-def differences(manifest: Mapping[str, Any], setup: Mapping[str, Any]) -> list[str]:
+def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What is another than it was when the checkpoint was written, a sentence each."""
-    saved = manifest["setup"]
     return [
-        f"{name} was {saved.get(name)!r} and is {setup.get(name)!r}"
-        for name in sorted({*saved, *setup})
-        if saved.get(name) != setup.get(name)
+        f"{name} was {saved.get(name)!r} and is {here.get(name)!r}"
+        for name in sorted({*saved, *here})
+        if saved.get(name) != here.get(name)
     ]
 
 
-def digest_of(dataset: object) -> str | None:
-    """Tells two data sets apart by their number of rows and three of them; None for a stream."""
-    if not isinstance(dataset, Dataset):
-        return None
-    rows = [dataset[index] for index in sorted({0, len(dataset) // 2, len(dataset) - 1})]
+def installed_versions() -> dict[str, str]:
+    """Of the libraries that compute."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def digest_of(num_rows: int, row: Callable[[int], object]) -> str:
+    """Tells two data sets apart by their number of rows and three of them."""
+    rows = [row(index) for index in sorted({0, num_rows // 2, num_rows - 1})]
     content = json.dumps(rows, sort_keys=True, default=lambda value: type(value).__name__)
-    return f"{len(dataset)} rows, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    return f"{num_rows} rows, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"

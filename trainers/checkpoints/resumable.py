@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import Trainer
@@ -14,8 +14,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from trainers.checkpoints.atomic import clear_aside, publish
-from trainers.checkpoints.last import last_whole_checkpoint
-from trainers.checkpoints.manifest import ResumeError, checked_manifest, differences, digest_of, written_manifest
+from trainers.checkpoints.choice import checkpoint_to_resume, setup_of, state_file
+from trainers.checkpoints.manifest import digest_of, written_manifest
 from trainers.checkpoints.samplers import SeededByEpoch, seeded_by_epoch
 from trainers.checkpoints.stream import EndlessStream
 from trainers.first_failure import told_to_the_launcher
@@ -25,20 +25,6 @@ from trainers.whole_weights import whole_weights
 __all__ = ["ResumableTrainer"]
 
 logger = logging.getLogger(__name__)
-
-# Which rows a step sees, in which order, and what random numbers are drawn
-_SETTINGS = (
-    "seed",
-    "data_seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "num_generations",
-    "num_iterations",
-    "steps_per_generation",
-    "shuffle_dataset",
-)
 
 
 class ResumableTrainer(Trainer):
@@ -58,10 +44,12 @@ class ResumableTrainer(Trainer):
         _load_optimizer_and_scheduler: loads what we have added.
         get_train_dataloader: streams keep their place.
         _get_train_sampler: an order by seed and epoch alone.
+        _run_epoch: tells the sampler of the epoch; resumed at its end, a run makes no further step.
     """
 
     _total_train_tokens: int  # of TRL's trainers
     _aside: str | None = None  # while a checkpoint is written
+    _sampler: Sampler | None = None
     _stream: EndlessStream | None = None
     _has_own_batches = False  # instead of a data set, and knows which is next
 
@@ -82,14 +70,14 @@ class ResumableTrainer(Trainer):
                 "checkpoint of shards (fsdp_state_dict_type=SHARDED_STATE_DICT); add --fsdp_version 2"
             )
         with told_to_the_launcher():
-            checkpoint = on_main_process(self.accelerator, lambda: self._checkpoint_of(resume_from_checkpoint))
+            checkpoint = on_main_process(self.accelerator, lambda: checkpoint_to_resume(self, resume_from_checkpoint))
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is None or self._aside is not None:
             return super().save_model(output_dir, _internal_call)
-        kind = self._state_dict_type
+        kind = plugin.state_dict_type.name
         plugin.set_state_dict_type("FULL_STATE_DICT")  # of another, Trainer would write nothing
         try:
             super().save_model(output_dir, _internal_call)
@@ -125,76 +113,22 @@ class ResumableTrainer(Trainer):
         begins_anew = self.args.ignore_data_skip and not self._has_own_batches and self._stream is None
         reasons = {
             "ignore_data_skip=True: the data begin anew": begins_anew,
-            "FSDP1 loses the state of the optimizer": self._is_fsdp1 and self._state_dict_type == "SHARDED_STATE_DICT",
+            "FSDP1 loses the state of the optimizer": self._is_fsdp1 and self._is_saved_in_shards,
         }
         return [reason for reason, holds in reasons.items() if holds]
+
+    def data_digest(self) -> str | None:
+        """Tells the data of one run from those of another; None where they cannot be told."""
+        data = self.train_dataset
+        return digest_of(len(data), data.__getitem__) if isinstance(data, Dataset) else None
 
     @property
     def _is_fsdp1(self) -> bool:
         return self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1
 
     @property
-    def _state_dict_type(self) -> str:
-        plugin: Any = self.accelerator.state.fsdp_plugin
-        return plugin.state_dict_type.name
-
-    def _checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        if not resume_from_checkpoint:
-            return None
-        if resume_from_checkpoint not in (True, "auto"):
-            checkpoint: str | None = str(resume_from_checkpoint)
-        else:
-            checkpoint = last_whole_checkpoint(self.args.output_dir)
-            if checkpoint is None and resume_from_checkpoint is True:
-                raise ResumeError(
-                    f"resume_from_checkpoint=True, and there is no whole checkpoint in {self.args.output_dir}; "
-                    "'auto' starts a new run then"
-                )
-        if checkpoint is not None:
-            self._check_resume(checkpoint)
-        return checkpoint
-
-    def _check_resume(self, checkpoint: str) -> None:
-        if not os.path.isfile(os.path.join(checkpoint, TRAINER_STATE_NAME)):
-            last = last_whole_checkpoint(self.args.output_dir)
-            raise ResumeError(
-                f"{checkpoint} is no whole checkpoint: it has no {TRAINER_STATE_NAME}. "
-                + (f"The last whole one is {last}" if last else f"There is none in {self.args.output_dir}")
-            )
-        manifest = checked_manifest(checkpoint)
-        if manifest is None:
-            reasons = ["it was not written by this trainer (no online_sft.json)"]
-        else:
-            reasons = differences(manifest, self._setup())
-            if not os.path.isfile(os.path.join(checkpoint, self._state_file())):
-                reasons.append("it holds the model only (save_only_model)")
-        reasons += self.reasons_against_exact_resume()
-        if not reasons:
-            return
-        if not self.args.allow_inexact_resume:
-            raise ResumeError(
-                f"a run cannot go on from {checkpoint} as if it had never stopped: {'; '.join(reasons)}. Resume with "
-                "what it was saved with, or set allow_inexact_resume=True for a run that goes on as another"
-            )
-        logger.warning("from %s the run goes on as another: %s", checkpoint, "; ".join(reasons))
-
-    def _setup(self) -> dict[str, Any]:
-        """What has to be the same for the same run."""
-        state, sharding = self.accelerator.state, "none"
-        if self.is_fsdp_enabled:
-            sharding = f"FSDP{state.fsdp_plugin.fsdp_version}, {self._state_dict_type}"
-        elif self.is_deepspeed_enabled:
-            sharding = f"ZeRO-{state.deepspeed_plugin.zero_stage}"
-        return {
-            "trainer": type(self).__name__,
-            "num_processes": self.accelerator.num_processes,
-            "sharding": sharding,
-            "data": digest_of(self.train_dataset),
-            **{name: getattr(self.args, name) for name in _SETTINGS if hasattr(self.args, name)},
-        }
-
-    def _state_file(self) -> str:
-        return f"online_sft_{self.args.process_index}.pt"
+    def _is_saved_in_shards(self) -> bool:
+        return self.accelerator.state.fsdp_plugin.state_dict_type.name == "SHARDED_STATE_DICT"
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_dir, is_writer = super()._get_output_dir(trial), self.args.should_save
@@ -205,7 +139,7 @@ class ResumableTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             if not self.args.save_only_model:
-                torch.save(self.resume_state(), os.path.join(written, self._state_file()))
+                torch.save(self.resume_state(), os.path.join(written, state_file(self.args.process_index)))
         finally:
             self._aside = None
         if self.state.best_model_checkpoint == written:
@@ -213,7 +147,7 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if is_writer:
             self.state.save_to_json(os.path.join(written, TRAINER_STATE_NAME))
-            written_manifest(written, self._setup())
+            written_manifest(written, setup_of(self))
         publish(self.accelerator, written, final, is_writer=is_writer)
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
@@ -230,7 +164,7 @@ class ResumableTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = os.path.join(checkpoint or "", self._state_file())
+        path = os.path.join(checkpoint or "", state_file(self.args.process_index))
         if checkpoint is not None and os.path.isfile(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.load_resume_state(send_to_device(state, self.accelerator.device))
@@ -246,8 +180,13 @@ class ResumableTrainer(Trainer):
         return self._stream or loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        sampler = seeded_by_epoch(super()._get_train_sampler(train_dataset), self.args)
-        if isinstance(sampler, SeededByEpoch):
-            self.remove_callback(SeededByEpoch)  # of an earlier `train`
-            self.add_callback(sampler)
-        return sampler
+        self._sampler = seeded_by_epoch(super()._get_train_sampler(train_dataset), self.args)
+        return self._sampler
+
+    def _run_epoch(self, *, epoch: int, **rest: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        if isinstance(self._sampler, SeededByEpoch):
+            self._sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **rest)

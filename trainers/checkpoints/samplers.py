@@ -4,19 +4,16 @@ from collections.abc import Iterator
 
 import torch
 from torch.utils.data import RandomSampler, Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.utils import RepeatSampler
 
 __all__ = ["SeededByEpoch", "seeded_by_epoch"]
 
 
-class SeededByEpoch(Sampler[int], TrainerCallback):
+class SeededByEpoch(Sampler[int]):
     """A sampler whose generator begins each epoch at seed + epoch: in epoch 0 TRL's order of prompts, in all epochs
-    Accelerate's order of rows.
-
-    The callback of its trainer, too: Accelerate tells samplers of a new epoch, but not those of a run that resumes
-    within one.
+    Accelerate's order of rows. Accelerate tells samplers of a new epoch, but not those of a run that resumes in one.
     """
 
     def __init__(self, sampler: RepeatSampler | LengthGroupedSampler | RandomSampler, seed: int) -> None:
@@ -31,14 +28,8 @@ class SeededByEpoch(Sampler[int], TrainerCallback):
         return len(self._sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Before each epoch, by whoever iterates."""
+        """Before each epoch."""
         self._sampler.generator.manual_seed(self._seed + epoch)
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """`state.epoch` is whole at its beginning; of a run that resumes within an epoch, a part of it is behind."""
-        self.set_epoch(int(state.epoch or 0))
 
 
 def seeded_by_epoch(sampler: Sampler | None, args: TrainingArguments) -> Sampler | None:

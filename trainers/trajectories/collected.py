@@ -38,7 +38,7 @@ class CollectedBatches(TrainerCallback):
     def __init__(
         self, trainer: Any, environments: Sequence[Callable[[], Environment]], initial: TrajectoryDataset
     ) -> None:
-        self._trainer, self._environments, self._initial = trainer, environments, initial
+        self._trainer, self._environments, self.initial = trainer, environments, initial
         self._folder = Path(trainer.args.output_dir) / "trajectories"
         self._buffer = self._new_buffer()
 
@@ -120,7 +120,7 @@ class CollectedBatches(TrainerCallback):
 
     def _new_buffer(self) -> TrajectoryBuffer:
         buffer = TrajectoryBuffer(self._trainer.args, renderer_of(self._trainer), self._trainer.action_weighting)
-        buffer.add(self._initial, None)
+        buffer.add(self.initial, None)
         return buffer
 
     def _round(self, number: int) -> TrajectoryDataset:
