@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from mutants_atropos import OF_ATROPOS
+from mutants_checkpoints import OF_CHECKPOINTS
 from mutants_trajectories import OF_TRAJECTORIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -270,7 +271,7 @@ MUTANTS = [
     ("GSM8K's commas", LAYOUTS, '.replace(",", "")', "", "tasks"),
     ("the TL;DR prompt", LAYOUTS, "TITLE: {title}\\n\\nPOST", "TITLE: {title}\\nPOST", "tasks"),
     ("the task's defaults against TRL's words", TRAIN, '("max_completion_length",)', "()", "train"),
-    ("math's overlong penalty", TRAIN, 'given.get("task_type") == "math"', "False", "train"),
+    ("math's overlong penalty", TRAIN, '"apply_overlong_penalty": task == "math"', '"apply_overlong_penalty": False', "train"),
     ("the bias of pass@k", EVALUATION, "((n - c - drawn) / (n - drawn)).prod(-1)", "(1 - c / n).pow(k).squeeze(-1)", "evaluation"),
     ("drawing without replacement", EVALUATION, "/ (n - drawn)", "/ n", "evaluation"),
     ("the bound on k", EVALUATION, "if not 1 <= k <= num_samples:", "if not 1 <= k:", "evaluation"),
@@ -374,6 +375,7 @@ MUTANTS = [
     ("samples of each prompt", ROLLOUTS, "for _ in range(num_generations)]", "]", "synced_rollouts"),
     *OF_ATROPOS,
     *OF_TRAJECTORIES,
+    *OF_CHECKPOINTS,
 ]  # fmt: skip
 
 
