@@ -3,12 +3,13 @@
 A process of its own: it imports everything once and forks before anything of torch is started, so that a life costs no
 start. With two processes it is their launcher, too, and kills the other one when one dies, as torchrun does.
 
-python kill_worker.py moments|saving KIND NUM_PROCESSES SEED FOLDER
+python kill_worker.py moments|steps|saving KIND NUM_PROCESSES SEED FOLDER
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -133,6 +134,19 @@ def at_random_moments(kind, num_processes, seed, folder):
     return {"kills": found, "distance": distance(folder, "whole", "killed")}
 
 
+def after_steps(kind, num_processes, seed, folder):
+    """Killed after a step of the first epoch, and after one of the second."""
+    assert lives(kind, folder / "whole", num_processes) == [0] * num_processes
+    found = {}
+    for step in (3, 6):
+        shutil.copytree(folder / "whole", folder / f"after-{step}")
+        for later in range(step + 1, STEPS + 1):
+            shutil.rmtree(folder / f"after-{step}" / f"checkpoint-{later}")
+        assert lives(kind, folder / f"after-{step}", num_processes) == [0] * num_processes
+        found[step] = distance(folder, "whole", f"after-{step}")
+    return found
+
+
 def at_each_file_operation(kind, num_processes, seed, folder):
     """Killed while the second checkpoint replaces the first, once before each thing that is done to a file."""
     more = {"max_steps": 3, "save_total_limit": 1}
@@ -152,6 +166,6 @@ def at_each_file_operation(kind, num_processes, seed, folder):
 
 if __name__ == "__main__":
     what, kind, num_processes, seed, folder = sys.argv[1:]
-    run = {"moments": at_random_moments, "saving": at_each_file_operation}[what]
+    run = {"moments": at_random_moments, "steps": after_steps, "saving": at_each_file_operation}[what]
     found = run(kind, int(num_processes), int(seed), Path(folder))
     Path(folder, "found.json").write_text(json.dumps(found))

@@ -14,7 +14,7 @@ OF_CHECKPOINTS = [
     ("how many micro-batches have been", CYCLE, 'self._trainer._step, self._trainer._buffered_inputs = state["step"], state["rollouts"]', 'self._trainer._buffered_inputs = state["rollouts"]', RESUME),
     ("when rollouts are used up", CYCLE, "(trainer.args.steps_per_generation * trainer.num_iterations) == 0", "trainer.args.steps_per_generation == 0", RESUME),
     ("an order by epoch", SAMPLERS, "manual_seed(self._seed + epoch)", "manual_seed(self._seed)", "samplers"),
-    ("the sampler's epoch", RESUMABLE, "self._sampler.set_epoch(epoch)", "pass", RESUME),
+    ("the sampler's epoch", RESUMABLE, "self._sampler.set_epoch(epoch)", "pass", "kills"),
     ("an order that is the process's", SAMPLERS, "isinstance(sampler, LengthGroupedSampler | RandomSampler)", "isinstance(sampler, LengthGroupedSampler)", RESUME),
     ("an order by length", SAMPLERS, "isinstance(sampler, LengthGroupedSampler | RandomSampler)", "isinstance(sampler, RandomSampler)", RESUME),
     ("the order of prompts", SAMPLERS, "return SeededByEpoch(sampler, args.seed) if sampler.shuffle else sampler", "return sampler", RESUME),

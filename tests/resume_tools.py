@@ -21,7 +21,7 @@ from recipes.quickstart.tiny_model import build_model, build_tokenizer
 STEPS = 8
 _SAVING = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
 
-# Prompts of 5 groups of 4, so that the second epoch begins at the sixth generation.
+# Ten prompts: two a step, or eight for four steps. So the second epoch begins with step 6, or 5.
 ONLINE = {
     "a batch a step": {},
     "4 steps a generation": {"steps_per_generation": 4},
@@ -70,7 +70,7 @@ def _online(name, output_dir, more):
     model.save_pretrained(folder)  # where the reference model is loaded from
     tokenizer.save_pretrained(folder)
     options = {**_SAVING, "num_generations": 4, "max_completion_length": 6, **ONLINE[name], **more}
-    data = Dataset.from_list([{"prompt": f"{a} + {b} ="} for a in range(5) for b in range(4)])
+    data = Dataset.from_list([{"prompt": f"{a} + {b} ="} for a in range(5) for b in range(2)])
     if options.pop("stream", False):
         data = data.to_iterable_dataset(num_shards=2)
     adapters = _peft(options)

@@ -17,17 +17,19 @@ def outcome(what, kind, num_processes, folder, seed=0):
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.slow
+ONE, TWO = pytest.mark.slow, pytest.mark.distributed
+
+
 @pytest.mark.parametrize(
     ("kind", "num_processes"),
     [
-        ("online: 4 steps a generation, twice", 1),
-        ("online: filtered", 1),
-        ("weighted: packed, normalised", 1),
-        ("trajectories: collected", 1),
-        ("online: filtered", 2),
-        ("weighted: stream", 2),
-        ("trajectories: collected", 2),
+        pytest.param("online: 4 steps a generation, twice", 1, marks=ONE),
+        pytest.param("online: filtered", 1, marks=ONE),
+        pytest.param("weighted: packed, normalised", 1, marks=ONE),
+        pytest.param("trajectories: collected", 1, marks=ONE),
+        pytest.param("online: filtered", 2, marks=TWO),
+        pytest.param("weighted: stream", 2, marks=TWO),
+        pytest.param("trajectories: collected", 2, marks=TWO),
     ],
 )
 def test_a_run_that_is_killed_at_five_random_moments_ends_to_the_bit_where_it_would_have(kind, num_processes, tmp_path):
@@ -35,6 +37,13 @@ def test_a_run_that_is_killed_at_five_random_moments_ends_to_the_bit_where_it_wo
     assert len(found["kills"]) == kill_worker.NUM_KILLS
     assert len({kill["checkpoints"] for kill in found["kills"]}) > 1, "the kills should not all be in one step"
     assert found["distance"] == 0.0
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["online: a batch a step", "weighted: grouped by length"])
+def test_two_processes_resume_to_the_bit_in_the_first_epoch_and_in_the_second(kind, tmp_path):
+    """Accelerate does not tell a sampler its epoch when several processes resume within one."""
+    assert outcome("steps", kind, 2, tmp_path) == {"3": 0.0, "6": 0.0}
 
 
 @pytest.mark.slow

@@ -158,6 +158,8 @@ def test_where_there_is_nothing_to_go_on_from(copy):
     empty = copy / "empty"
     with pytest.raises(ResumeError, match=r"there is no whole checkpoint in .*empty; 'auto' starts a new run then"):
         trainer_of(WEIGHTED, empty, **SHORT).train(True)
+    with pytest.raises(ResumeError, match="there is no whole checkpoint"):
+        trainer_of(WEIGHTED, empty, **SHORT).train("true")
     trainer = trainer_of(WEIGHTED, empty, max_steps=1)
     trainer.train("auto")
     assert trainer.state.global_step == 1

@@ -43,11 +43,12 @@ def checkpoint_to_resume(trainer: Any, resume_from_checkpoint: str | bool | None
     """
     if not resume_from_checkpoint:
         return None
-    if resume_from_checkpoint not in (True, "auto"):
+    insists = resume_from_checkpoint in (True, "true", "True")  # as words, on the command line
+    if not insists and resume_from_checkpoint != "auto":
         checkpoint: str | None = str(resume_from_checkpoint)
     else:
         checkpoint = last_whole_checkpoint(trainer.args.output_dir)
-        if checkpoint is None and resume_from_checkpoint is True:
+        if checkpoint is None and insists:
             raise ResumeError(
                 f"resume_from_checkpoint=True, and there is no whole checkpoint in {trainer.args.output_dir}; "
                 "'auto' starts a new run then"
