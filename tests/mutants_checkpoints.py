@@ -27,7 +27,7 @@ OF_CHECKPOINTS = [
     ("a step's batches", STREAM, "self._position_after_step = (epoch, num_batches)", "self._position_after_step = (epoch, num_batches - 1)", RESUME),
     ("tokens so far", RESUMABLE, 'self._total_train_tokens = state["num_tokens"]', "pass", RESUME),
     ("empty batches in a row", ONLINE, 'self._empty_batches = state["empty_batches"]', "pass", "group_filter"),
-    ("a checkpoint aside", RESUMABLE, "return self._aside or super()._get_output_dir(trial)", "return super()._get_output_dir(trial)", REFUSE),
+    ("a checkpoint aside", RESUMABLE, "return self._aside or super()._get_output_dir(trial)", "return super()._get_output_dir(trial)", RESUME),
     ("what a killed run has left", ATOMIC, "shutil.rmtree(aside, ignore_errors=True)", "pass", REFUSE),
     ("a checkpoint that is written again", ATOMIC, "if final.exists():", "if False:", REFUSE),
     ("the best checkpoint's place", RESUMABLE, "self.state.best_model_checkpoint = final", "pass", SAVED),

@@ -235,6 +235,16 @@ def test_batches_without_a_useful_group_are_zero_steps_and_stop_the_run_in_the_e
         assert_close(value, before[name], rtol=0, atol=0)
 
 
+def test_batches_without_a_useful_group_are_counted_across_a_resume(model, tokenizer, cpu_args):
+    options = {"max_filter_retries": 1, "filter_groups_patience": 3, "max_steps": 10}
+    options |= {"save_strategy": "steps", "save_steps": 1}
+    trainer_of(model, tokenizer, cpu_args, ByKind(useful=()), **options).train()
+    resumed = trainer_of(model, tokenizer, cpu_args, ByKind(useful=()), **options)
+    resumed.train(resume_from_checkpoint="out/checkpoint-2")
+    assert resumed.state.global_step == 3
+    assert resumed.state.log_history[-2]["groups/empty_batches"] == 3
+
+
 def test_evaluation_is_not_filtered(model, tokenizer, cpu_args):
     reward = ByKind(useful=())
     args = OnlineSFTConfig(**cpu_args, num_generations=4, filter_groups_enable=True, max_completion_length=6)

@@ -181,8 +181,10 @@ def test_what_a_killed_run_has_left_aside_is_removed_by_the_next_checkpoint(copy
     aside = copy / "weighted" / "_saving" / "checkpoint-3"
     aside.mkdir(parents=True)
     (aside / "model.safetensors").write_bytes(b"half")
+    (aside / "pytorch_model.bin").write_bytes(b"of another format")
     trainer_of(WEIGHTED, copy / "weighted", **SHORT).train(str(copy / "weighted" / "checkpoint-2"))
     assert not aside.parent.exists()
+    assert not (copy / "weighted" / "checkpoint-3" / "pytorch_model.bin").exists()
     assert (copy / "weighted" / "checkpoint-3" / "model.safetensors").stat().st_size > 4
 
 
