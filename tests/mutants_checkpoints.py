@@ -10,8 +10,8 @@ RESUME, REFUSE, SAVED, FAULTS, MODES, SHARDED = (
 )  # fmt: skip
 
 OF_CHECKPOINTS = [
-    ("the rollouts in use", CYCLE, 'self._trainer._step, self._trainer._buffered_inputs = state["step"], state["rollouts"]', 'self._trainer._step = state["step"]', RESUME),
-    ("how many micro-batches have been", CYCLE, 'self._trainer._step, self._trainer._buffered_inputs = state["step"], state["rollouts"]', 'self._trainer._buffered_inputs = state["rollouts"]', RESUME),
+    ("the rollouts in use", CYCLE, 'trainer._step, trainer._buffered_inputs = state["step"], state["rollouts"]', 'trainer._step = state["step"]', RESUME),
+    ("how many micro-batches have been", CYCLE, 'trainer._step, trainer._buffered_inputs = state["step"], state["rollouts"]', 'trainer._buffered_inputs = state["rollouts"]', RESUME),
     ("when rollouts are used up", CYCLE, "(trainer.args.steps_per_generation * trainer.num_iterations) == 0", "trainer.args.steps_per_generation == 0", RESUME),
     ("an order by epoch", SAMPLERS, "manual_seed(self._seed + epoch)", "manual_seed(self._seed)", "samplers"),
     ("the sampler's epoch", RESUMABLE, "self._sampler.set_epoch(epoch)", "pass", "kills"),
@@ -26,7 +26,7 @@ OF_CHECKPOINTS = [
     ("an empty stream", STREAM, "if is_empty:", "if False:", "samplers"),
     ("a step's batches", STREAM, "self._position_after_step = (epoch, num_batches)", "self._position_after_step = (epoch, num_batches - 1)", RESUME),
     ("tokens so far", RESUMABLE, 'self._total_train_tokens = state["num_tokens"]', "pass", RESUME),
-    ("empty batches in a row", ONLINE, 'self._empty_batches = state["empty_batches"]', "pass", "group_filter"),
+    ("empty batches in a row", CYCLE, 'trainer._empty_batches = state["empty_batches"]', "pass", "group_filter"),
     ("a checkpoint aside", RESUMABLE, "return self._aside or super()._get_output_dir(trial)", "return super()._get_output_dir(trial)", RESUME),
     ("what a killed run has left", ATOMIC, "shutil.rmtree(aside, ignore_errors=True)", "pass", REFUSE),
     ("a checkpoint that is written again", ATOMIC, "if final.exists():", "if False:", REFUSE),

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from resume_tools import numbers, parameters, trainer_of
 from trajectory_tools import ragged_trajectories
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from recipes.quickstart.tiny_model import build_model, build_tokenizer
@@ -48,7 +49,7 @@ def copy(finished, tmp_path):
         ),
         (WEIGHTED, {"ignore_data_skip": True}, "ignore_data_skip=True: the data begin anew"),
         (ONLINE, {"steps_per_generation": 2}, "steps_per_generation was 4 and is 2"),
-        (ONLINE, {"num_generations": 2}, "num_generations was 4 and is 2"),
+        (ONLINE, {"num_generations": 8}, "num_generations was 4 and is 8"),
         (ONLINE, {"num_iterations": 2}, "num_iterations was 1 and is 2"),
         (ONLINE, {"beta": 0.1, "sync_ref_model": True}, "the reference model that follows the policy is not saved"),
     ],
@@ -171,10 +172,62 @@ def test_where_there_is_nothing_to_go_on_from(copy):
     assert last_whole_checkpoint(copy / "weighted") == str(copy / "weighted" / "checkpoint-3")
 
 
-def test_callbacks_of_ours_are_not_made_anew(copy):
-    trainer = trainer_of(WEIGHTED, copy / "weighted", **SHORT, restore_callback_states_from_checkpoint=True)
-    with pytest.raises(ValueError, match="They restore themselves: set it to False"):
-        trainer.train("auto")
+def test_a_checkpoint_of_the_middle_of_a_step_is_named(tmp_path):
+    """As transformers' `enable_jit_checkpoint` writes it: its random numbers are of after the forward pass."""
+
+    class InMid(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer._save_checkpoint(trainer.model_wrapped, trial=None)
+
+    trainer = trainer_of(WEIGHTED, tmp_path / "out", max_steps=2, save_strategy="no")
+    trainer.add_callback(InMid())
+    trainer.train()
+    with pytest.raises(ResumeError, match="within_a_step was True and is False"):
+        trainer_of(WEIGHTED, tmp_path / "out", max_steps=2).train(True)
+
+
+def test_settings_that_the_optimizer_keeps_are_a_warning(copy, caplog):
+    trainer = trainer_of(WEIGHTED, copy / "weighted", **SHORT, learning_rate=1e-4)
+    with caplog.at_level(logging.WARNING):
+        trainer.train(str(copy / "weighted" / "checkpoint-2"))
+    assert "checkpoint-2: learning_rate was '0.01' and is '0.0001'" in caplog.text
+    assert numbers(trainer, after=2)[0]["learning_rate"] == pytest.approx(1e-2 / 3)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+def test_a_manifest_that_cannot_be_read_is_named(content, copy):
+    (copy / "weighted" / "checkpoint-2" / MANIFEST).write_text(content)
+    with pytest.raises(ResumeError, match=r"is damaged: online_sft\.json cannot be read"):
+        trainer_of(WEIGHTED, copy / "weighted", **SHORT).train(str(copy / "weighted" / "checkpoint-2"))
+
+
+def test_what_does_not_change_the_run_is_not_refused(copy):
+    """Whatever a callback writes into the state, a transform draws, or a run with a stream has set before."""
+    state = copy / "weighted" / "checkpoint-2" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()), indent=7))
+    streamed = trainer_of("weighted: stream", copy / "stream", max_steps=1)
+    streamed.train()
+    assert not streamed.args.ignore_data_skip
+    trainer = trainer_of(WEIGHTED, copy / "weighted", **SHORT)
+    trainer.train_dataset = trainer.train_dataset.with_transform(lambda rows: {**rows, "drawn": [torch.rand(1).item()]})
+    assert trainer.data_digest() == trainer_of(WEIGHTED, copy / "weighted", **SHORT).data_digest()
+    trainer = trainer_of(WEIGHTED, copy / "weighted", max_steps=4)
+    trainer.train(str(copy / "weighted" / "checkpoint-2"))
+    assert trainer.state.global_step == 4
+
+
+def test_a_checkpoint_that_was_being_replaced_is_put_back(copy):
+    """SIGKILL between the two moves of a step that is saved again."""
+    folder = copy / "weighted"
+    for step in (1, 2):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    (folder / "_saving").mkdir()
+    (folder / "checkpoint-3").rename(folder / "_saving" / "replaced-checkpoint-3")
+    trainer = trainer_of(WEIGHTED, folder, max_steps=4)
+    trainer.train("auto")
+    assert [entry["step"] for entry in numbers(trainer)] == [1, 2, 3, 4]
+    assert (folder / "checkpoint-3").is_dir()
 
 
 def test_what_a_killed_run_has_left_aside_is_removed_by_the_next_checkpoint(copy):
@@ -196,4 +249,4 @@ def test_the_manifest_says_what_the_checkpoint_is_of(copy):
     files = {
         str(p.relative_to(copy / "online" / "checkpoint-2")) for p in Path(copy, "online", "checkpoint-2").iterdir()
     }
-    assert set(found["files"]) == files - {MANIFEST}
+    assert set(found["files"]) == files - {MANIFEST, "trainer_state.json"}

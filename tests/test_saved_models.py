@@ -61,7 +61,7 @@ def test_adapters_are_saved_alone_and_merged_and_the_policy_keeps_its_own(kind, 
 def test_the_best_model_is_loaded_at_the_end_and_its_checkpoint_outlives_the_limit(kind, tmp_path):
     metric = "eval_reward" if kind.startswith("online") else "eval_loss"
     saving = {"eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 1, "metric_for_best_model": metric}
-    trainer = trainer_of(kind, tmp_path / "out", **saving, load_best_model_at_end=True, learning_rate=1.0)
+    trainer = trainer_of(kind, tmp_path / "out", **saving, load_best_model_at_end=True, learning_rate=10.0)
     trainer.train()
     found = {e["step"]: e[metric] for e in trainer.state.log_history if metric in e}
     best = max(found.values()) if metric == "eval_reward" else min(found.values())
@@ -70,7 +70,7 @@ def test_the_best_model_is_loaded_at_the_end_and_its_checkpoint_outlives_the_lim
     assert json.loads((expected / "trainer_state.json").read_text())["best_model_checkpoint"] == str(expected)
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [expected.name]
     steps = trainer.state.max_steps
-    assert expected.name != f"checkpoint-{steps}", "a rate of 1 should not make the last model the best"
+    assert expected.name != f"checkpoint-{steps}", "a rate of 10 should not make the last model the best"
     file = "adapter_model.safetensors" if "lora" in kind else "model.safetensors"
     from safetensors.torch import load_file
 

@@ -1,6 +1,7 @@
 """What `OnlineSFTTrainer` logs: means and quantiles over all completions of a log entry, of all ranks."""
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +45,14 @@ class OnlineMetrics:
         self.add_means({name: (x, written) for name, x in means.items()})
         for name, x in values.items():
             self._values[name].append(self._accelerator.gather(x.masked_fill(~written, torch.nan)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next log entry has so far."""
+        return {"totals": dict(self._totals), "values": dict(self._values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes it up again."""
+        self._totals, self._values = dict(state["totals"]), defaultdict(list, state["values"])
 
     def pop(self) -> dict[str, float]:
         """Everything since the last call. A metric without a single value is left out."""

@@ -166,13 +166,11 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
         return synced_rollouts(self)
 
     def resume_state(self) -> dict[str, Any]:
-        own = {"cycle": self._cycle.state_dict(), "empty_batches": self._empty_batches}
-        return super().resume_state() | own
+        return super().resume_state() | {"cycle": self._cycle.state_dict()}
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         super().load_resume_state(state)
         self._cycle.load_state_dict(state["cycle"])
-        self._empty_batches = state["empty_batches"]
 
     def reasons_against_exact_resume(self) -> list[str]:
         reasons = {

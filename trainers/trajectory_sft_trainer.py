@@ -68,6 +68,7 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
 
     _tag_names = ["trl", "trajectory-sft"]
     _name = "Trajectory SFT"
+    _statistics_to_resume = (*WeightedSFTTrainer._statistics_to_resume, ("_kind_statistics", KindStatistics))
 
     def __init__(
         self,

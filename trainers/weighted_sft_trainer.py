@@ -80,6 +80,7 @@ class WeightedSFTTrainer(ResumableTrainer, SFTTrainer):
 
     _tag_names = ["trl", "weighted-sft"]
     _name = "Weighted SFT"
+    _statistics_to_resume: tuple[tuple[str, type], ...] = (("_statistics", WeightStatistics),)
 
     def __init__(
         self,

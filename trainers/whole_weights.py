@@ -7,8 +7,6 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from trainers.engine.exact_merge import merged_without_trace
-
 __all__ = ["is_sharded", "whole_weights"]
 
 
@@ -23,42 +21,31 @@ def whole_weights(trainer: Any) -> dict[str, Tensor]:
 
     A tensor that has several names (tied embeddings) is there under the first of them. On the CPU of the main process;
     the others have none. The model itself stays as it is, to the bit.
+
+    Raises:
+        ValueError: for adapters that are no part of the weights.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    is_main = trainer.accelerator.is_main_process
-    if not isinstance(model, PeftModel):
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return _once(state) if is_main else {}
-    if is_sharded(trainer):
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return _once(_merged(model, state)) if is_main else {}
-    if not is_main:
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"adapters of {model.active_peft_config.peft_type.value} cannot be merged: they are no part of the weights"
+        )
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.accelerator.is_main_process:
         return {}
-    with merged_without_trace(model):
-        model.merge_adapter()
-        return _once(_of_base_model(model, model.state_dict()))
+    return _once(_merged(model, state) if isinstance(model, PeftModel) else state)
 
 
 def _merged(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a model of the same architecture that has been given the gathered weights."""
+    """Of another model of the same architecture that is given these weights; PEFT knows what its adapters do."""
     base = model.get_base_model()
     with torch.device("meta"):  # neither memory nor random numbers
         like_ours = type(base)(base.config)
     config = model.peft_config[model.active_adapter]
     adapted = get_peft_model(like_ours, config, adapter_name=model.active_adapter, low_cpu_mem_usage=True)
     adapted.load_state_dict(state, strict=False, assign=True)
-    adapted.merge_adapter()
-    return _of_base_model(adapted, adapted.state_dict())
-
-
-def _of_base_model(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix("base_model.model.")
-        .replace(".base_layer", "")
-        .replace(f".modules_to_save.{model.active_adapter}", ""): each
-        for name, each in state.items()
-        if model.prefix not in name and "original_module" not in name
-    }
+    # safe: new tensors, where the weights given are the policy's own
+    return adapted.merge_and_unload(safe_merge=True).state_dict()
 
 
 def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

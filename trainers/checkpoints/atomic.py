@@ -6,10 +6,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-__all__ = ["ASIDE", "clear_aside", "publish"]
+__all__ = ["clear_aside", "publish", "put_back"]
 
 # Where a checkpoint is written. What begins with an underscore is not pushed to the hub.
-ASIDE = "_saving"
+_ASIDE, _REPLACED = "_saving", "replaced-"
 
 
 def clear_aside(accelerator: Accelerator, run_dir: str, *, is_writer: bool) -> str:
@@ -18,8 +18,9 @@ def clear_aside(accelerator: Accelerator, run_dir: str, *, is_writer: bool) -> s
     Args:
         is_writer: whether this process saves the model, alone on its file system.
     """
-    aside = os.path.join(run_dir, ASIDE)
+    aside = os.path.join(run_dir, _ASIDE)
     if is_writer:
+        put_back(run_dir)
         shutil.rmtree(aside, ignore_errors=True)
     accelerator.wait_for_everyone()
     return aside
@@ -35,8 +36,16 @@ def publish(accelerator: Accelerator, written: str, final: str, *, is_writer: bo
     accelerator.wait_for_everyone()
 
 
+def put_back(run_dir: str) -> None:
+    """A checkpoint that was to be replaced by one of the same step, when the run was killed between the two moves."""
+    for replaced in Path(run_dir, _ASIDE).glob(f"{_REPLACED}*"):
+        place = Path(run_dir, replaced.name.removeprefix(_REPLACED))
+        if not place.exists():
+            os.rename(replaced, place)
+
+
 def _replace(written: Path, final: Path) -> None:
     if final.exists():  # of a run that went on from an earlier one
-        os.rename(final, written.with_name("replaced"))
+        os.rename(final, written.with_name(f"{_REPLACED}{final.name}"))
     os.rename(written, final)
     shutil.rmtree(written.parent)

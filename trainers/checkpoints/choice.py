@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from trainers.checkpoints.atomic import put_back
 from trainers.checkpoints.manifest import ResumeError, checked_manifest, differences, installed_versions
 
-__all__ = ["checkpoint_to_resume", "last_whole_checkpoint", "setup_of", "state_file"]
+__all__ = ["checkpoint_to_resume", "last_whole_checkpoint", "optimizer_of", "setup_of", "state_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,14 @@ _SETTINGS = (
     "gradient_accumulation_steps",
     "train_sampling_strategy",
     "dataloader_drop_last",
+    "dataloader_num_workers",
     "num_generations",
     "num_iterations",
     "steps_per_generation",
     "shuffle_dataset",
 )
+# What transformers takes from the checkpoint's optimizer and schedule
+_OF_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
 
 
 def checkpoint_to_resume(trainer: Any, resume_from_checkpoint: str | bool | None) -> str | None:
@@ -41,12 +45,13 @@ def checkpoint_to_resume(trainer: Any, resume_from_checkpoint: str | bool | None
         ResumeError: when it is not whole, or the run would not go on as if it had never stopped (unless
             `allow_inexact_resume`, which makes it a warning).
     """
-    if not resume_from_checkpoint:
+    if not resume_from_checkpoint or resume_from_checkpoint in ("false", "False"):
         return None
     insists = resume_from_checkpoint in (True, "true", "True")  # as words, on the command line
     if not insists and resume_from_checkpoint != "auto":
         checkpoint: str | None = str(resume_from_checkpoint)
     else:
+        put_back(trainer.args.output_dir)
         checkpoint = last_whole_checkpoint(trainer.args.output_dir)
         if checkpoint is None and insists:
             raise ResumeError(
@@ -86,9 +91,15 @@ def setup_of(trainer: Any) -> dict[str, Any]:
         "trainer": type(trainer).__name__,
         "num_processes": trainer.accelerator.num_processes,
         "sharding": sharding,
+        "within_a_step": trainer.whole_steps is not None and trainer.whole_steps.is_within,
         "data": trainer.data_digest(),
         **{name: getattr(trainer.args, name) for name in _SETTINGS if hasattr(trainer.args, name)},
     }
+
+
+def optimizer_of(args: Any) -> dict[str, Any]:
+    """Settings that a resume does not change."""
+    return {name: str(getattr(args, name)) for name in _OF_OPTIMIZER}
 
 
 def state_file(process_index: int) -> str:
@@ -112,6 +123,8 @@ def _check(trainer: Any, checkpoint: str) -> None:
             reasons.append("it holds the model only (save_only_model)")
         if others := differences(manifest["versions"], installed_versions()):
             logger.warning("%s: libraries round in their own ways, so that digits may differ: %s", checkpoint, others)
+        if others := differences(manifest["optimizer"], optimizer_of(trainer.args)):
+            logger.warning("these stay as they are in the optimizer of %s: %s", checkpoint, "; ".join(others))
     reasons += trainer.reasons_against_exact_resume()
     if not reasons:
         return

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
@@ -27,14 +29,21 @@ class ResumeError(ValueError):
     """From this checkpoint the run does not go on as it would have without a stop."""
 
 
-def written_manifest(checkpoint: str | Path, setup: Mapping[str, Any]) -> None:
-    """Adds the manifest to a checkpoint that is otherwise complete: format, versions, set-up, and size of each file."""
+def written_manifest(checkpoint: str | Path, setup: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+    """Adds the manifest to a checkpoint that is otherwise complete: format, versions, set-up, and size of each file.
+
+    Args:
+        setup: what a run has to have in common with it.
+        optimizer: settings that the checkpoint's optimizer keeps, whatever a run is told.
+    """
     folder = Path(checkpoint)
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    del files[TRAINER_STATE_NAME]  # callbacks may write to it
     manifest = {
         "format_version": FORMAT_VERSION,
         "versions": installed_versions(),
         "setup": dict(setup),
+        "optimizer": dict(optimizer),
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -49,10 +58,16 @@ def checked_manifest(checkpoint: str | Path) -> dict[str, Any] | None:
     folder = Path(checkpoint)
     if not (folder / MANIFEST).exists():
         return None
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    if manifest["format_version"] != FORMAT_VERSION:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        format_version = manifest["format_version"]
+    except (ValueError, LookupError, TypeError) as error:
         raise ResumeError(
-            f"{folder} has format_version={manifest['format_version']}, and this version of online-sft reads "
+            f"{folder} is damaged: {MANIFEST} cannot be read; resume from an earlier checkpoint"
+        ) from error
+    if format_version != FORMAT_VERSION:
+        raise ResumeError(
+            f"{folder} has format_version={format_version}, and this version of online-sft reads "
             f"{FORMAT_VERSION} only; resume with the version that wrote it"
         )
     for name, size in manifest["files"].items():
@@ -83,6 +98,6 @@ def installed_versions() -> dict[str, str]:
 
 def digest_of(num_rows: int, row: Callable[[int], object]) -> str:
     """Tells two data sets apart by their number of rows and three of them."""
-    rows = [row(index) for index in sorted({0, num_rows // 2, num_rows - 1})]
+    rows = [row(index) for index in sorted({0, num_rows // 2, num_rows - 1})] if num_rows else []
     content = json.dumps(rows, sort_keys=True, default=lambda value: type(value).__name__)
     return f"{num_rows} rows, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate import skip_first_batches
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers.engine.sampling import own_random_numbers
 
 __all__ = ["EndlessStream"]
 
 
-class EndlessStream(TrainerCallback):
+class EndlessStream:
     """The batches of a stream, and again from its beginning, as another epoch, when it ends.
 
     Trainer itself does not know where a stream ends: it loses its place in a second pass when it resumes, and adds the
@@ -24,7 +23,8 @@ class EndlessStream(TrainerCallback):
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self.position = self._position_after_step = (0, 0)  # passes, and batches of the next one
+        self.position = (0, 0)  # after the last whole step: passes, and batches of the next one
+        self._reached = (0, 0)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, num_batches = self.position
@@ -34,17 +34,15 @@ class EndlessStream(TrainerCallback):
             is_empty = not num_batches
             for batch in _without_a_draw(loader):
                 is_empty, num_batches = False, num_batches + 1
-                self._position_after_step = (epoch, num_batches)
+                self._reached = (epoch, num_batches)
                 yield batch
             if is_empty:
                 raise ValueError("the train_dataset is a stream without a batch")
             epoch, num_batches = epoch + 1, 0
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        self.position = self._position_after_step
-        state.epoch = state.global_step / state.max_steps  # a resume does not begin it again
+    def end_step(self) -> None:
+        """The step that the last batch was of has been made."""
+        self.position = self._reached
 
 
 def _without_a_draw(loader: Any) -> Iterator[Any]:

@@ -11,7 +11,8 @@ def save_resumable(trainer: ResumableTrainer) -> str:
     """Saves what `resume_from_checkpoint` continues from, and says where. A collective call, with all processes.
 
     The parameters change at the end of a step only, so that before it they are those of the step before. With optimizer
-    and random numbers, whatever `save_only_model` says.
+    and random numbers, whatever `save_only_model` says; the random numbers are of now, so that the run goes on as
+    another.
     """
     step, args = trainer.state.global_step, trainer.args
     if not step:
@@ -22,5 +23,5 @@ def save_resumable(trainer: ResumableTrainer) -> str:
     finally:
         args.save_only_model = save_only_model
     trainer.callback_handler.on_save(args, trainer.state, trainer.control)
-    flag = " and allow_inexact_resume=True" if trainer.reasons_against_exact_resume() else ""
-    return f"Resume with resume_from_checkpoint={str(Path(args.output_dir) / f'checkpoint-{step}')!r}{flag}."
+    checkpoint = str(Path(args.output_dir) / f"checkpoint-{step}")
+    return f"Resume with resume_from_checkpoint={checkpoint!r} and allow_inexact_resume=True."

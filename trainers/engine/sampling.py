@@ -72,11 +72,18 @@ def own_random_numbers() -> Iterator[None]:
     """What happens inside does not show in the random numbers of Python, numpy and torch afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=_own_devices()):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _own_devices() -> Sequence[int]:
+    """One of several processes should not open the GPUs of the others."""
+    if not torch.cuda.is_available():
+        return ()
+    return [torch.cuda.current_device()] if torch.distributed.is_initialized() else range(torch.cuda.device_count())
 
 
 @contextmanager

@@ -137,7 +137,7 @@ class CollectedBatches(TrainerCallback):
         return self._folder / f"round-{number:05d}.jsonl"
 
     def _refuse_another_run(self, step: int) -> None:
-        if not step and self._file(0).exists():
+        if not step and self._file(0).exists() and not self._trainer.resumes_automatically:
             raise ValueError(
                 f"{self._folder} holds the trajectories of an earlier run; go on with it (resume_from_checkpoint), "
                 "choose another output_dir, or remove them"
