@@ -287,7 +287,7 @@ MUTANTS = [
     ("the generator of the interval", EVALUATION, "(num_resamples, len(values)), generator=generator)", "(num_resamples, len(values)))", "evaluation"),
     ("unscorable samples are wrong", EVALUATION, "[correct for correct in prompt.is_correct if correct is not None]", "[bool(correct) for correct in prompt.is_correct]", "evaluation"),
     ("prompts with too few samples", EVALUATION, "if len(prompt.is_correct) >= k]", "if prompt.is_correct]", "evaluation"),
-    ("torch's random numbers after an evaluation", SAMPLING, "with torch.random.fork_rng(devices=range(torch.cuda.device_count())):", "if True:", IN_SAMPLED),
+    ("torch's random numbers after an evaluation", SAMPLING, "with torch.random.fork_rng(devices=_own_devices()):", "if True:", IN_SAMPLED),
     ("Python's random numbers after an evaluation", SAMPLING, "random.setstate(python)", "pass", IN_SAMPLED),
     ("numpy's random numbers after an evaluation", SAMPLING, "np.random.set_state(numpy)", "pass", IN_SAMPLED),
     ("the mode after an evaluation", SAMPLING, "module.training = was_training", "pass", IN_SAMPLED),

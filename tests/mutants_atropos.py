@@ -113,7 +113,7 @@ OF_ATROPOS = [
     ("the temperature of the run", READING_OF_RUN, "temperature=args.temperature,", "", IN_TRAINING),
     ("the length that is registered", BATCHES, "max_token_len=args.max_length or trainer", "max_token_len=1 or trainer", IN_CLI),
     ("the shift of the sampler's log-probs", BATCHES, "F.pad(sampler_log_probs, (offset, 0), value=torch.nan)", "sampler_log_probs[:, :-1]", IN_TRAINING),
-    ("merged adapters", "trainers/whole_weights.py", "        model.merge_adapter()\n", "", IN_SYNC),
+    ("merged adapters", "trainers/whole_weights.py", "adapted.merge_and_unload(safe_merge=True)", "adapted.unload()", IN_SYNC),
     ("every second sync", BATCHES, "state.global_step % self._trainer.args.atropos_sync_every == 0", "True", IN_SYNC),
     ("the version of the weights", POLICY_SYNC, '"X-Policy-Version": str(policy_version)', '"X-Policy-Version": "0"', IN_SYNC),
     ("the sync before the first batch", BATCHES, "        if self._sync is not None:  # not before", "        if False:  # not before", IN_SYNC),

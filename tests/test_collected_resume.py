@@ -90,6 +90,22 @@ def test_a_resume_is_the_uninterrupted_run_to_the_bit(step, leftover, uninterrup
         assert Path(output, ROUND.format(number)).read_bytes() == (folder / ROUND.format(number)).read_bytes()
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_auto(uninterrupted, tmp_path):
+    """What it has collected would be refused as another run's: `auto` says that it is this one."""
+    whole, folder = uninterrupted
+    (tmp_path / "killed").mkdir()
+    shutil.copytree(folder / "trajectories", tmp_path / "killed" / "trajectories")
+    again = collecting(
+        model=with_dropout(),
+        train_dataset=ragged_trajectories(4),
+        output_dir=str(tmp_path / "killed"),
+        max_length=200,
+        **RESUMABLE,
+    )
+    again.train(resume_from_checkpoint="auto")
+    assert torch.equal(parameters(again), parameters(whole))
+
+
 def test_a_resume_at_the_end_ends(uninterrupted, tmp_path):
     whole, folder = uninterrupted
     shutil.copytree(folder, tmp_path / "resumed")

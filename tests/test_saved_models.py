@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from datasets import Dataset
+from exact_on_cpu import EXACT_ON_CPU
+from peft import LoraConfig, PeftModel, PromptTuningConfig
 from resume_tools import parameters, trainer_of
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from online_sft import WeightedSFTConfig, WeightedSFTTrainer
+from recipes.quickstart.tiny_model import build_model
 
 KINDS = ["online: a batch a step", "weighted: rows", "trajectories: demonstrations"]
 LORA = ["online: lora", "weighted: lora"]
@@ -78,6 +83,40 @@ def test_the_best_model_is_loaded_at_the_end_and_its_checkpoint_outlives_the_lim
     trainer.save_model(str(tmp_path / "final"))
     final = torch.cat([value.flatten() for _, value in sorted(load_file(tmp_path / "final" / file).items())])
     assert torch.equal(final, saved)
+
+
+def test_the_best_checkpoint_is_found_where_the_folder_was_moved_to(tmp_path):
+    saving = {"eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 2, "metric_for_best_model": "eval_loss"}
+    options = {**saving, "load_best_model_at_end": True, "learning_rate": 10.0}
+    trainer_of("weighted: rows", tmp_path / "here", **options, max_steps=4).train()
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = trainer_of("weighted: rows", tmp_path / "there", **options, max_steps=6)
+    moved.train("auto")
+    best = tmp_path / "there" / "checkpoint-1"
+    assert moved.state.best_model_checkpoint == str(best)
+    assert torch.equal(logits(moved.model), logits(loaded(best)))
+
+
+def test_adapters_with_tokens_of_their_own_are_merged_and_prompts_are_refused(tokenizer, tmp_path):
+    """Which the names of LoRA's parameters alone do not tell."""
+    tokens = {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}
+    untied = build_model(tokenizer, seed=0)
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())
+    untied.config.tie_word_embeddings = False
+    for name, model, config in (
+        ("tokens", untied, LoraConfig(**tokens, task_type="CAUSAL_LM")),
+        ("prompt", build_model(tokenizer, seed=0), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
+    ):
+        rows = Dataset.from_list([{"input_ids": [2, 3, 4, 5], "labels": [2, 3, 4, 5], "advantages": [1.0] * 4}] * 4)
+        args = WeightedSFTConfig(**EXACT_ON_CPU, max_steps=2, per_device_train_batch_size=2, learning_rate=1e-2)
+        trainer = WeightedSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, peft_config=config)
+        if name == "prompt":
+            with pytest.raises(ValueError, match="adapters of PROMPT_TUNING cannot be merged"):
+                trainer.save_merged_model(str(tmp_path / name))
+        else:
+            trainer.train()
+            trainer.save_merged_model(str(tmp_path / name))
+            assert_close(logits(loaded(tmp_path / name)), logits(trainer.model))
 
 
 def test_the_command_line_writes_the_merged_model_beside_the_adapter(tmp_path, folder):
