@@ -110,7 +110,9 @@ def test_a_resume_at_the_end_ends(uninterrupted, tmp_path):
     whole, folder = uninterrupted
     shutil.copytree(folder, tmp_path / "resumed")
     before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "resumed" / "trajectories").iterdir())
-    resumed = collecting(output_dir=str(tmp_path / "resumed"), max_length=200, **RESUMABLE)
+    resumed = collecting(
+        train_dataset=ragged_trajectories(4), output_dir=str(tmp_path / "resumed"), max_length=200, **RESUMABLE
+    )
     resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-7"))
     assert torch.equal(parameters(resumed), parameters(whole))
     assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "resumed" / "trajectories").iterdir()) == before
@@ -123,7 +125,8 @@ def test_rounds_that_cannot_be_restored_are_named(uninterrupted, tmp_path):
         output = tmp_path / name
         shutil.copytree(folder, output)
         break_it(output / ROUND.format(1))
-        trainer = collecting(**{**RESUMABLE, "output_dir": str(output), **options})
+        own = {"output_dir": str(output), "train_dataset": ragged_trajectories(4)}
+        trainer = collecting(**{**RESUMABLE, **own, **options})
         trainer.train(resume_from_checkpoint=str(output / "checkpoint-4"))
 
     def flip(path):

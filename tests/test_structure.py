@@ -96,6 +96,8 @@ UPSTREAM = {
     (trl.GRPOTrainer, "log"): "logs start_time",
     (trl.GRPOTrainer, "create_model_card"): "model_name dataset_name tags",
     (transformers.Trainer, "train"): "resume_from_checkpoint trial ignore_keys_for_eval",
+    (transformers.Trainer, "evaluate"): "eval_dataset ignore_keys metric_key_prefix",
+    (transformers.Trainer, "_load_callback_state"): "",
     (transformers.Trainer, "save_model"): "output_dir _internal_call",
     (transformers.Trainer, "_save_checkpoint"): "model trial",
     (transformers.Trainer, "_get_output_dir"): "trial",
