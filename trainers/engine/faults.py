@@ -14,7 +14,7 @@ from requests.adapters import HTTPAdapter
 from trl import GRPOTrainer
 from urllib3.util.retry import Retry
 
-from trainers.engine.resumable import save_resumable
+from trainers.checkpoints.within_step import save_resumable
 from trainers.engine.server import ask_server, is_healthy, server_url, wait_until_healthy
 from trainers.main_process import on_main_process
 

@@ -10,11 +10,11 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer
 
+from trainers.checkpoints.within_step import save_resumable
 from trainers.engine.dtypes import TOLERANCES, compute_dtype, name_of
 from trainers.engine.exact_merge import merged_without_trace
 from trainers.engine.faults import ServerLostError
 from trainers.engine.probe import engine_log_probs, policy_log_probs, probe_sequences
-from trainers.engine.resumable import save_resumable
 from trainers.engine.suspects import explanation
 from trainers.main_process import on_main_process
 from trainers.whole_weights import is_sharded
