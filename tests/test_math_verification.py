@@ -218,7 +218,14 @@ def in_a_daemonic_process(reward, send):
     process.join()
 
 
-@pytest.mark.parametrize("called", [in_main_thread, in_a_thread, in_a_daemonic_process])
+@pytest.mark.parametrize(
+    "called",
+    [
+        in_main_thread,
+        pytest.param(in_a_thread, marks=pytest.mark.slow),
+        pytest.param(in_a_daemonic_process, marks=pytest.mark.slow),
+    ],
+)
 def test_every_hostile_answer_returns_in_time(called):
     received = []
     called(MathVerificationReward(), received.append)
@@ -258,6 +265,7 @@ def test_what_is_no_completion_is_named(completion):
         MathVerificationReward()([completion], solution=["5"])
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_and_its_memory(tmp_path):
     """The whole table in one script: in time, and the process that would train grows by less than 50 MB."""
     (tmp_path / "script.py").write_text(

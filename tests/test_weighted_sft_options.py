@@ -358,6 +358,7 @@ def test_target_ess_finds_the_temperature(rows, make):
     assert_close(weights, exponential(graded, torch.zeros(16), temperature=temperature))
 
 
+@pytest.mark.slow
 def test_training_with_boltzmann_weights_ends_at_the_tilted_distribution(make):
     """Eight one-token answers, each as often as under a uniform reference: the model learns exp(r / 0.7) / Z."""
     rewards = torch.tensor([0.0, 1.0, -1.0, 0.3, 2.0, -0.5, 0.9, 0.1])
