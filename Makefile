@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 10) and "online-sft needs Python >= 3.10; set PYTHON=python3.11, say; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reasoning-gym,serve,atropos,deepspeed]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reasoning-gym,serve,atropos]'
 	@touch $(INSTALLED)
 
 quickstart: $(INSTALLED) ## the main job, on real problems; SEED=1 and STEPS=2 (a try-out) are options
@@ -28,7 +28,12 @@ quickstart: $(INSTALLED) ## the main job, on real problems; SEED=1 and STEPS=2 (
 test: $(INSTALLED) ## the tests, less the slow ones
 	$(TEST) -n 2 -m "not slow and not distributed and not gpu and not vllm"
 
-test-slow: $(INSTALLED) ## the slow tests and those that start several processes
+# which warns on every start that there is no GPU, and takes a while to import: only where it is tested
+.venv/deepspeed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed]'
+	@touch $@
+
+test-slow: .venv/deepspeed ## the slow tests and those that start several processes
 	$(TEST) -m "(slow or distributed) and not gpu and not vllm"
 
 .venv-vllm/installed: setup.cfg constraints.txt $(shell find tests/vllm_cpu -type f)
@@ -51,7 +56,7 @@ lint: $(INSTALLED) ## complain, change nothing
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
 
-mutants: $(INSTALLED) ## break the code on purpose, one line at a time; every break must fail a test
+mutants: .venv/deepspeed ## break the code on purpose, one line at a time; every break must fail a test
 	$(BIN)/python tests/mutants.py
 
 bench: $(INSTALLED) ## measure us beside TRL, about 8 minutes; see benchmarks/README.md
