@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import requests
+from free_port import free_port
 
 REGISTRATION = {"batch_size": 2, "max_token_len": 64, "num_steps": 9, "starting_step": 0}
 REGISTRATION |= {"checkpoint_dir": "here", "save_checkpoint_interval": 0}
@@ -152,7 +153,7 @@ class RunApi:
     """Atropos' own server, as a process on a free port of the loopback; `start` after `kill` takes the same port."""
 
     def __init__(self, port=None):
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -194,8 +195,3 @@ class RunApi:
 
     def __exit__(self, *exception):
         self.kill()
-
-
-def _free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]

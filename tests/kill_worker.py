@@ -11,13 +11,13 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`, which is not installed
 
 import torch
+from free_port import free_port
 from resume_tools import STEPS, parameters, trainer_of
 from transformers import TrainerCallback
 
@@ -84,10 +84,7 @@ def life(kind, output, killer=None, *, rank=0, num_processes=1, port=0, **more):
 
 def lives(kind, output, num_processes=1, killers=None, **more):
     """The exit codes of the processes of one run: -9 of those that were killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
+    port, children = free_port(), []
     for rank in range(num_processes):
         child = os.fork()
         if not child:

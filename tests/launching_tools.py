@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+from free_port import free_port
 
 TESTS = Path(__file__).resolve().parent
 RECIPES = TESTS.parent / "recipes" / "accelerate"
@@ -62,9 +62,3 @@ def _kill(process):
         for each in (launcher, *launcher.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

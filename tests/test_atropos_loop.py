@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from atropos_tools import RunApi
+from free_port import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from online_sft.losses import token_log_probs
@@ -82,11 +82,6 @@ def rollout_scores(start, tmp_path, *, advantages="right", syncs=True):
 def scores_of(run):
     state = json.loads((run / "checkpoint-80" / "trainer_state.json").read_text())
     return [entry for entry in state["log_history"] if "score" in entry]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.mark.slow

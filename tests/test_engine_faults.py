@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
-from vllm_worker import free_port
+from free_port import free_port
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 from trainers.engine.server import check_server, is_healthy, server_url, wait_until_healthy

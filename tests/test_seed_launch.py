@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching_tools import TESTS, free_port
+from free_port import free_port
+from launching_tools import TESTS
 from resume_tools import trainer_of
 from transformers import AutoModelForCausalLM
 

@@ -6,16 +6,11 @@ import torch
 from launching_tools import launch
 from peft import PeftModel
 from test_distributed_modes import models  # noqa: F401
+from test_saved_models import logits
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
-TOKENS = torch.tensor([[2, 3, 4, 5, 6]])
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(input_ids=TOKENS).logits
 
 
 @pytest.mark.parametrize("mode", ["fsdp2", "zero3"])

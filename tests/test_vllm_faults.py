@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import vllm_worker
+from free_port import free_port
 from transformers import Qwen2ForCausalLM
 from vllm_tools import Running, engine, server, spec, started, train
 
@@ -22,7 +22,7 @@ def test_a_server_that_cannot_serve_the_run_is_refused_before_the_model_is_loade
     config.intermediate_size = 256
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "wider")
     tokenizer.save_pretrained(tmp_path / "wider")
-    nobody = f"http://127.0.0.1:{vllm_worker.free_port()}"
+    nobody = f"http://127.0.0.1:{free_port()}"
     with socket.socket() as taken, engine("server", folder, tmp_path) as url:
         taken.bind(("", 0))
         taken.listen()
@@ -100,7 +100,7 @@ def test_a_run_waits_for_its_server_and_brings_it_the_weights_again(folder, tmp_
 
 
 def test_a_plain_vllm_server_is_refused(folder, tmp_path):
-    port = vllm_worker.free_port()
+    port = free_port()
     command = [str(Path(sys.executable).parent / "vllm"), "serve", folder, "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "128", "--enforce-eager"]
     with started(command, f"http://127.0.0.1:{port}", tmp_path / "server.log"):

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import trl_vllm_cpu
 from exact_on_cpu import EXACT_ON_CPU
+from free_port import free_port
 from peft import LoraConfig
-from vllm_worker import free_port
 
 from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 from trainers.engine.probe import engine_log_probs, policy_log_probs

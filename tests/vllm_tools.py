@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import vllm_worker
 from exact_on_cpu import EXACT_ON_CPU
+from free_port import free_port
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -43,7 +44,7 @@ def spec(broken=None, lora=False, **args):
 @contextmanager
 def server(folder, log, **options):
     """The base URL and the process of `trl vllm-serve`."""
-    port = options.pop("port", None) or vllm_worker.free_port()
+    port = options.pop("port", None) or free_port()
     command = [str(Path(sys.executable).parent / "trl"), "vllm-serve"]
     options = {
         "model": folder,
@@ -64,7 +65,7 @@ def server(folder, log, **options):
 @contextmanager
 def started(command, url, log):
     """The process, once its server answers."""
-    environment = {**os.environ, **ENVIRONMENT, "MASTER_PORT": str(vllm_worker.free_port())}
+    environment = {**os.environ, **ENVIRONMENT, "MASTER_PORT": str(free_port())}
     with log.open("a") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

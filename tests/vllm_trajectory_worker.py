@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `recipes`
 
 import torch
 from collection_tools import Dice, Snapshots, arguments, greedy_actions, rounds
+from free_port import free_port
 from peft import LoraConfig
 from transformers import AutoTokenizer
-from vllm_worker import free_port, share_one_engine
+from vllm_worker import share_one_engine
 
 from trainers.trajectories.evaluation import EnvironmentEvaluationCallback
 from trainers.trajectory_sft_trainer import TrajectorySFTTrainer

@@ -7,17 +7,12 @@ checkpoint}. One engine serves all runs.
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
+from free_port import free_port
+
 PROMPTS = [[5, 6, 7], [3, 4], [8, 2, 9, 4]]
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def share_one_engine(**always):
