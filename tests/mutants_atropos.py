@@ -105,7 +105,7 @@ OF_ATROPOS = [
     ("the position in a checkpoint", BATCHES, '{"position": self._position}', '{"position": 0}', IN_TRAINING),
     ("the position after a step", BATCHES, "batch.index + 1, time", "batch.index, time", IN_TRAINING),
     ("positions are not steps", BATCHES, '{"position": self._position}', '{"position": self._trainer.state.global_step}', IN_TRAINING),
-    ("the epoch of a stream", BATCHES, "state.epoch = state.global_step / state.max_steps", "pass", IN_TRAINING),
+    ("the epoch of a stream", "trainers/checkpoints/steps.py", "state.epoch = state.global_step / state.max_steps", "pass", IN_TRAINING),
     ("cutting at max_length", BATCHES, "max_length=args.max_length)", "max_length=None)", IN_TRAINING),
     ("how scores are normalised", READING_OF_RUN, "score_normalization=args.atropos_score_normalization,", "", IN_TRAINING),
     ("the limit of malformed groups", BATCHES, "max_quarantined=args.atropos_max_quarantined,", "", IN_TRAINING),

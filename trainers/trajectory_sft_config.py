@@ -62,7 +62,6 @@ class TrajectorySFTConfig(TrajectoryOptions, CollectionOptions, WeightedSFTConfi
         """
         if self.max_steps <= 0:
             raise ValueError("collected trajectories never end: set max_steps")
-        self.ignore_data_skip = True  # which batch is next, the step says
         for name in ("packing", "shuffle_dataset", "auto_find_batch_size"):
             self._refuse_unless_default(name, "is for data sets, and has no effect on collected trajectories")
         self._refuse_unless_default("history_length", "is not what the policy sees in environments: all of the episode")

@@ -46,7 +46,6 @@ class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, C
         return weighting_of(self.weighting, self.weighting_kwargs)
 
     def _check_stream(self) -> None:
-        self.ignore_data_skip = True  # the journal's position is in the checkpoint
         if self.atropos_replay and self.max_steps <= 0:
             self.max_steps = num_entries(self.atropos_replay)
             if not self.max_steps:

@@ -71,7 +71,6 @@ class AtroposBatches(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._position = self._position_after_step
-        state.epoch = state.global_step / state.max_steps  # a stream has one, and a resume does not begin it again
         metrics = self._trainer._metrics["train"]
         metrics["atropos/seconds_training"].append(time.monotonic() - self._handed_out)
         self._log_differences(metrics)

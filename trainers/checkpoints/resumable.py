@@ -84,8 +84,7 @@ class ResumableTrainer(Trainer):
                 checkpoint = on_main_process(
                     self.accelerator, lambda: checkpoint_to_resume(self, resume_from_checkpoint)
                 )
-                # which a stream does itself
-                self.args.ignore_data_skip = ignore_data_skip or isinstance(self.train_dataset, IterableDataset)
+                self.args.ignore_data_skip = ignore_data_skip or self.keeps_its_place
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.args.ignore_data_skip = ignore_data_skip
@@ -151,6 +150,11 @@ class ResumableTrainer(Trainer):
         }
         return [reason for reason, holds in reasons.items() if holds]
 
+    @property
+    def keeps_its_place(self) -> bool:
+        """Whether what is trained on has no epochs, and knows what is next: streams, Atropos, what is collected."""
+        return self._has_own_batches or isinstance(self.train_dataset, IterableDataset)
+
     def data_digest(self) -> str | None:
         """Tells the data of one run from those of another; None where they cannot be told."""
         if not isinstance(self.train_dataset, Dataset):
@@ -202,8 +206,10 @@ class ResumableTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = os.path.join(checkpoint or "", state_file(self.args.process_index))
-        if checkpoint is not None and os.path.isfile(path):
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, state_file(self.args.process_index))
+        if os.path.isfile(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.load_resume_state(send_to_device(state, self.accelerator.device))
 

@@ -10,7 +10,7 @@ __all__ = ["WholeSteps"]
 
 
 class WholeSteps(TrainerCallback):
-    """Is told of steps, and tells the stream that the trainer learns from.
+    """Is told of steps; tells the stream that the trainer learns from, and how far a run without epochs has come.
 
     A checkpoint that is written within a step (a server that goes away, transformers' `enable_jit_checkpoint`) has the
     parameters of the step before it, and random numbers of later.
@@ -29,7 +29,9 @@ class WholeSteps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.is_within = False
-        stream: EndlessStream | None = self._trainer._stream
+        trainer = self._trainer
+        stream: EndlessStream | None = trainer._stream
         if stream is not None:
             stream.end_step()
+        if trainer.keeps_its_place:
             state.epoch = state.global_step / state.max_steps  # a resume does not begin it again

@@ -57,9 +57,6 @@ class CollectedBatches(TrainerCallback):
             self._buffer.add(self._round(number), number * every)
             self._buffer.drop_stale((number + 1) * every - 1)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        state.epoch = state.global_step / state.max_steps  # a stream has one, and a resume does not begin it again
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         trainer, args = self._trainer, self._trainer.args
         size, num_micro_batches = args.per_device_train_batch_size, args.gradient_accumulation_steps
