@@ -81,7 +81,7 @@ def _metrics() -> Iterator[tuple[str, Metric]]:
         "tools/failure_frequency": ("share", "Of the calls."),
         "sampling/importance_sampling_ratio/{statistic}": ("-", "vLLM's probabilities against the policy's (TRL)."),
         "step_time": ("s", "TRL's own clock of a micro-batch."),
-        "math/{verdict}": ("share", "Of completions, by verdict: correct, wrong, no_answer, unparsed, timed_out, ..."),
+        "math_verification/{verdict}": ("share", "Of completions, by verdict: correct, wrong, no_answer, unparsed, timed_out, ..."),
         "reasoning_gym/{reason}": ("share", "Completions without an answer, or that cannot be scored, by reason."),
         "{reward_model}/truncated": ("share", "Texts longer than the reward model reads."),
     }
@@ -130,8 +130,8 @@ def _metrics() -> Iterator[tuple[str, Metric]]:
         "collect/seconds": ("s", "A round."),
     }
     evaluation = {
-        "eval_pass@{k}": ("share", "Chance that one of k samples is right, unbiased; `_low`, `_high`: its 95 % interval."),
-        "eval_maj@{k}": ("share", "Chance that the majority of k samples is right."),
+        "eval_pass@{k}": ("share", "One of k samples is right (Chen et al., 2021); `_low`, `_high`: 95 % interval."),
+        "eval_maj@{k}": ("share", "The majority of k samples is right."),
         "eval_avg@{n}": ("share", "Samples that are right."),
         "eval_unscorable": ("share", "Samples that cannot be graded."),
         "eval_return": ("reward units", "Of an episode; `_low`, `_high`: its 95 % interval over tasks."),
