@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from datasets import Dataset
-from test_readme import BLOCKS, ROOT
+from documented_blocks import ROOT, blocks_of
 from vllm_tools import ENVIRONMENT, server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -27,7 +27,7 @@ def test_the_commands_of_the_readme_run(model, tokenizer, tmp_path):
     Dataset.from_list([{"prompt": f"{a} + 1 =", "solution": str(a + 1)} for a in range(16)]).to_json(
         tmp_path / "runs" / "quickstart" / "problems.jsonl"
     )
-    (block,) = [block for language, block in BLOCKS if language == "sh"]
+    (block,) = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "sh"]
     commands = [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
     assert [words[:2] for words in commands] == [
         ["online-sft", "online"],
