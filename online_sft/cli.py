@@ -87,8 +87,9 @@ def _weighted(arguments: list[str]) -> None:
     from trainers.checkpoints.options import CheckpointOptions
     from trainers.engine.options import WeightSyncOptions
     from trainers.options import WeightedSFTOptions
+    from trainers.recording.options import RecordOptions
 
-    own = (WeightedSFTOptions, DataArguments, AtroposOptions, WeightSyncOptions, CheckpointOptions)
+    own = (WeightedSFTOptions, DataArguments, AtroposOptions, WeightSyncOptions, CheckpointOptions, RecordOptions)
     _print_help_if_asked("weighted", arguments, own, "trl.SFTConfig")
     from online_sft import WeightedSFTConfig, WeightedSFTTrainer
 
@@ -146,8 +147,9 @@ def _online(arguments: list[str]) -> None:
     from trainers.checkpoints.options import CheckpointOptions
     from trainers.engine.options import WeightSyncOptions
     from trainers.options import OnlineSFTOptions
+    from trainers.recording.options import RecordOptions
 
-    own = (RewardArguments, OnlineSFTOptions, DataArguments, WeightSyncOptions, CheckpointOptions)
+    own = (RewardArguments, OnlineSFTOptions, DataArguments, WeightSyncOptions, CheckpointOptions, RecordOptions)
     _print_help_if_asked("online", arguments, own, "trl.GRPOConfig")
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 

@@ -28,6 +28,7 @@ __all__ = [
     "print_inspection",
     "refusals",
     "runs_of",
+    "style_of",
     "tokens_of",
     "visible",
 ]
@@ -222,7 +223,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     largest = inspection.summary.largest
     for number, tokens in inspection.shown.items():
         console.print(Text(f"row {number}, {_count(len(tokens), 'token')}", style="bold"))
-        console.print(Text.assemble(*((token.text, _style(token, largest)) for token in tokens)))
+        console.print(Text.assemble(*((token.text, style_of(token, largest)) for token in tokens)))
         console.print(Text(runs_of(tokens), style="italic"), end="\n\n")
     if inspection.shown:
         console.print(_legend(largest), end="\n\n")
@@ -295,7 +296,7 @@ def _if_any(found: dict[int, str], sentence: str) -> Finding | None:
     return Finding(sentence.format(_count(len(found), "row")), found) if found else None
 
 
-def _style(token: Token, largest: float) -> Style:
+def style_of(token: Token, largest: float) -> Style:
     """Black on green or red, the stronger the larger |weight| is; grey without loss; underlined where it is 0."""
     if token.is_cut:
         return Style(color=_WITHOUT_LOSS, strike=True)
@@ -318,7 +319,7 @@ def _legend(largest: float) -> Text:
     }
     tokens = [Token(text, 0, 0, weight, is_cut=False) for text, weight in samples.items()]
     tokens.append(Token("cut", 0, 0, None, is_cut=True))
-    return Text("  ").join(Text(token.text, style=_style(token, largest)) for token in tokens)
+    return Text("  ").join(Text(token.text, style=style_of(token, largest)) for token in tokens)
 
 
 def _count(number: int, noun: str) -> str:

@@ -81,7 +81,7 @@ def _metrics() -> Iterator[tuple[str, Metric]]:
         "tools/failure_frequency": ("share", "Of the calls."),
         "sampling/importance_sampling_ratio/{statistic}": ("-", "vLLM's probabilities against the policy's (TRL)."),
         "step_time": ("s", "TRL's own clock of a micro-batch."),
-        "math_verification/{verdict}": ("share", "Of completions, by verdict: correct, wrong, no_answer, unparsed, timed_out, ..."),
+        "math_verification/{verdict}": ("share", "Of completions: correct, wrong, no_answer, unparsed, timed_out, ..."),
         "reasoning_gym/{reason}": ("share", "Completions without an answer, or that cannot be scored, by reason."),
         "{reward_model}/truncated": ("share", "Texts longer than the reward model reads."),
     }

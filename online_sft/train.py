@@ -86,8 +86,9 @@ def _run(arguments: list[str]) -> None:
     from trainers.checkpoints.options import CheckpointOptions
     from trainers.engine.options import WeightSyncOptions
     from trainers.options import OnlineSFTOptions
+    from trainers.recording.options import RecordOptions
 
-    own = (TaskArguments, OnlineSFTOptions, WeightSyncOptions, CheckpointOptions)
+    own = (TaskArguments, OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, RecordOptions)
     print_help_if_asked(_PROG, _SUMMARY, arguments, own, "trl.GRPOConfig", **_DEFAULTS)
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 

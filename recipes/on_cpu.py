@@ -13,7 +13,6 @@ EVERYWHERE = {
     "activation_checkpointing": False,
     "report_to": "none",
     "save_strategy": "no",
-    "disable_tqdm": True,  # RunningRewardCallback draws the bar
     "logging_steps": 10,
     "adam_beta2": 0.98,
 }

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2
 from online_sft.advantages import masks_read
 from online_sft.inspection import Inspection, Row, Summary, findings_in, mistakes_in, refusals, tokens_of
 from trainers.step_weights import loss_tokens
+from trainers.token_texts import token_texts
 from trainers.weighted_sft_config import WeightedSFTConfig
 from trainers.weighted_sft_trainer import WeightedSFTTrainer
 
@@ -206,15 +207,7 @@ def _tokenizer_without_words() -> PreTrainedTokenizerBase:
 
 
 def _texts(token_ids: list[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    return [f"{token_id} " if tokenizer is None else _text(token_id, tokenizer) for token_id in token_ids]
-
-
-def _text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """With the space before a word, which SentencePiece's decoder drops; the id where the vocabulary has no such."""
-    piece, text = tokenizer.convert_ids_to_tokens(token_id), tokenizer.decode([token_id])
-    if piece is None:
-        return f"<{token_id}>"
-    return f" {text}" if piece.startswith("\u2581") and not text.startswith(" ") else text
+    return [f"{token_id} " for token_id in token_ids] if tokenizer is None else token_texts(token_ids, tokenizer)
 
 
 def _notes(args: WeightedSFTConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

@@ -18,6 +18,7 @@ from online_sft.proposition3 import Proposition3
 from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import OnlineSFTOptions
+from trainers.recording.options import RecordOptions
 
 __all__ = ["OnlineSFTConfig"]
 
@@ -97,7 +98,7 @@ class _GroupOfOne(int):
 
 
 @dataclass
-class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, GRPOConfig):
+class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, RecordOptions, GRPOConfig):
     """Every field of `trl.GRPOConfig`, and of the options of ours that are its bases.
 
     Options that bias the gradient or change the objective are allowed and logged as warnings (`bias_ledger`); options
@@ -109,6 +110,7 @@ class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, GR
 
     def __post_init__(self) -> None:
         self._refuse_impossible_values()
+        self.check_recording()
         self._resolve_response_length()
         single = self.num_generations == 1
         if single:

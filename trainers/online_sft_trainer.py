@@ -1,6 +1,7 @@
 """Online SFT on TRL's GRPO machinery: rollouts, rewards and logging are TRL's, the loss is Proposition 3."""
 
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from online_sft.group_rewards import scaled_rewards
 from online_sft.ledger import bias_ledger
 from online_sft.precision import float64
 from online_sft.proposition3 import CompletionLoss
+from online_sft.record.sample import Sample
 from online_sft.rewards.checked import checked
 from trainers.arguments import config_or_default
 from trainers.checkpoints.cycle import GenerationCycle
 from trainers.checkpoints.resumable import ResumableTrainer
+from trainers.completion_inputs import MULTIMODAL_INPUTS, policy_mask, sampler_log_probs
 from trainers.engine.checks import check_engine
 from trainers.engine.colocated import in_dtype_of_the_policy
 from trainers.engine.faults import ServerGuard
@@ -31,6 +34,8 @@ from trainers.model_card import ledger_section
 from trainers.online_metrics import OnlineMetrics
 from trainers.online_sft_config import OnlineSFTConfig
 from trainers.prompts import check_prompts, draw_rows
+from trainers.recording.recorded import RecordedTrainer
+from trainers.recording.samples import completion_samples
 from trainers.reward_functions import named_rewards, with_overlong_penalty
 from trainers.reward_models import placed_reward_models, with_reward_models
 from trainers.running_baselines import RunningBaselines
@@ -39,22 +44,8 @@ __all__ = ["OnlineSFTTrainer"]
 
 logger = logging.getLogger(__name__)
 
-# Inputs of vision-language models that TRL carries beside the tokens.
-_MULTIMODAL_INPUTS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
 
-
-class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
+class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
     """Trains a policy on its own graded samples with the estimator of Proposition 3.
 
     Objective: E[r(x, y)] - beta KL(policy || reference), y sampled from the policy; what a configuration does to it is
@@ -75,8 +66,9 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
     `gigabytes` a sync, `share_of_time`, `policy_version` (the step whose weights the engine has). The value of `loss`
     means nothing: look at `reward` and `kl`.
 
-    Overrides of `GRPOTrainer` (those of `ResumableTrainer` are listed there), and why:
+    Overrides of `GRPOTrainer` (those of `RecordedTrainer` and `ResumableTrainer` are listed there), and why:
         __init__: refuses data and reward functions that cannot work before the model is loaded.
+        _generate: timed.
         _calculate_rewards: keeps the raw rewards, which TRL does not hand on.
         _generate_and_score_completions: replaces TRL's group-normalised advantages by reward minus baseline, and groups
             that say nothing by fresh ones.
@@ -149,6 +141,12 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
             if guard is not None:
                 guard.watch(self._weight_sync, self._weight_sync.expect_proof)
 
+    @property
+    def objective(self) -> str:
+        """What is maximised, for people."""
+        how = f"estimated with `{self._method.estimator}` and baseline `{self._method.baseline}`"
+        return f"E[r] - {self.beta:g} KL(policy || reference), {how}"
+
     def synced_rollouts(self) -> AbstractContextManager[RolloutEngine]:
         """Completions of the policy as it is now, by whatever generates: transformers, continuous batching or vLLM.
 
@@ -179,10 +177,15 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
         }
         return [*super().reasons_against_exact_resume(), *(reason for reason, holds in reasons.items() if holds)]
 
+    def _generate(self, prompts: list) -> Any:
+        with self.stopwatch("rollout"):
+            return super()._generate(prompts)
+
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self.stopwatch("reward"):
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         missing = rewards_per_func.isnan()
         # the overlong penalty, the last of them, never says None
         graders = missing[:, :-1] if self.args.apply_overlong_penalty else missing
@@ -218,6 +221,7 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
         output["advantages"] += self._method.kl_baseline(self._running.kl_price.value)
         if self.model.training:
             self._running.add_batch(rewards)
+            self.recorder.add_rewards(rewards)
         if is_degenerate is not None:
             left_out = is_degenerate.repeat_interleave(self.num_generations)
             output["advantages"] = output["advantages"].masked_fill(left_out, torch.nan)
@@ -324,18 +328,19 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
         if self.model.training:
             found = prices, inputs["rewards"], inputs["rewards_of_others"], terms.gradient_size
             self._running.add(self.beta, *(values[written] for values in found))
+            self.recorder.add_samples(lambda step: self._samples(step, log_probs.detach(), inputs, terms))
         # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
         denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
         if self.model.training:  # `num_scored` spans the generation batch: take one optimizer step's share of it
             denominator = denominator * accumulation / self.args.steps_per_generation
         loss = terms.loss.masked_fill(inputs["advantages"].isnan(), 0.0).sum() / denominator
-        means = {"entropy": (entropies, _policy_mask(inputs))}
+        means = {"entropy": (entropies, policy_mask(inputs))}
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
             means["aux_loss"] = (aux_loss.view(1), torch.ones(1, device=loss.device))
         self._metrics_of_mode.add_means(means)
-        self._metrics_of_mode.add_completions(terms, written, off_policy=_sampler_log_probs(inputs) is not None)
+        self._metrics_of_mode.add_completions(terms, written, off_policy=sampler_log_probs(inputs) is not None)
         return loss
 
     def _log_probs(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, Any, Any]:
@@ -346,12 +351,12 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
             inputs["completion_ids"].size(1),
             **options,
-            **{name: inputs.get(name) for name in _MULTIMODAL_INPUTS},
+            **{name: inputs.get(name) for name in MULTIMODAL_INPUTS},
         )
 
     def _terms(self, log_probs: Tensor, inputs: dict[str, Any]) -> tuple[CompletionLoss, Tensor, Tensor]:
         """The loss of each completion, its price of the KL beta (s - s_ref), and whether it counts. All [B]."""
-        mask = _policy_mask(inputs)
+        mask = policy_mask(inputs)
         written = ~inputs["advantages"].isnan() & mask.any(-1)  # not those that mask_truncated_completions has emptied
         advantages = inputs["advantages"].nan_to_num()
         terms = self._method(
@@ -359,9 +364,18 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
             mask,
             advantages,
             ref_log_probs=inputs.get("ref_per_token_logps"),
-            sampler_log_probs=_sampler_log_probs(inputs),
+            sampler_log_probs=sampler_log_probs(inputs),
         )
         return terms, advantages - terms.advantage, written
+
+    def _samples(self, step: int, log_probs: Tensor, inputs: dict[str, Any], terms: CompletionLoss) -> Iterator[Sample]:
+        with torch.enable_grad():
+            log_probs = log_probs.requires_grad_()
+            losses = self._terms(log_probs, inputs)[0].loss.masked_fill(inputs["advantages"].isnan(), 0.0)
+            (slopes,) = torch.autograd.grad(losses.sum(), log_probs)
+        values = {"reward": inputs["rewards"], "advantage": terms.advantage, "log_prob": terms.log_prob}
+        values |= {} if terms.kl.isnan().all() else {"kl": terms.kl}
+        return completion_samples(step, inputs, -slopes, values, self._tokenizer)
 
     @property
     def _metrics_of_mode(self) -> OnlineMetrics:
@@ -382,15 +396,3 @@ class OnlineSFTTrainer(ResumableTrainer, GRPOTrainer):
         if self.is_world_process_zero():
             with open(Path(self.args.output_dir) / "README.md", "a", encoding="utf-8") as card:
                 card.write(ledger_section(self._method))
-
-
-def _policy_mask(inputs: dict[str, Any]) -> Tensor:
-    """1 at the tokens that the policy wrote: not at padding, nor at what tools said. [B, T]"""
-    mask: Tensor = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-
-
-def _sampler_log_probs(inputs: dict[str, Any]) -> Tensor | None:
-    """What the tokens were sampled with, [B, T]; None: with the policy as it is."""
-    # an engine says what it sampled with; TRL keeps the log-probs of the policy that sampled where steps may differ
-    return inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))

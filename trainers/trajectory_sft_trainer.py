@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch.nn.functional as F
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch import Tensor
@@ -17,7 +18,7 @@ from trainers.checkpoints.manifest import digest_of
 from trainers.engine.policy import PolicyRollouts
 from trainers.engine.rollouts import RolloutEngine
 from trainers.trajectories.collected import CollectedBatches
-from trainers.trajectories.kinds import KindStatistics, KindWeights
+from trainers.trajectories.kinds import KINDS, KindStatistics, KindWeights
 from trainers.trajectories.policy import renderer_of
 from trainers.trajectories.rows import COLUMNS, as_dataset, as_trajectories, is_of_trajectories, token_rows
 from trainers.trajectory_sft_config import TrajectorySFTConfig
@@ -60,6 +61,7 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         _prepare_dataset: trajectories to tokens.
         _weighed: their denominators.
         _count: metrics of each kind.
+        _weights_to_show: without the denominators of the kinds.
         log: adds them.
 
     Raises:
@@ -163,6 +165,19 @@ class TrajectorySFTTrainer(WeightedSFTTrainer):
         weighted_nll = -self._objective(outputs.log_probs.detach(), weights)
         step = KindStatistics.of(batch, outputs, weighted_nll, self._kind_weights.scales, self.args.loss_denominator)
         self._kind_statistics[mode] = self._kind_statistics[mode] + step if mode in self._kind_statistics else step
+
+    def _weights_to_show(self, slopes: Tensor, batch: dict[str, Any]) -> Tensor:
+        kinds = F.pad(batch["kinds"], (slopes.size(1) - batch["kinds"].size(1), 0))
+        return self._kind_weights.unscaled(super()._weights_to_show(slopes, batch), kinds)
+
+    @property
+    def objective(self) -> str:
+        terms = {
+            "actions": self.args.coefficients[KINDS["bc"]],
+            "observations": self.args.coefficients[KINDS["world_model"]],
+        }
+        sums = [f"{c:g} mean over {name} of w_t (-log p_t)" for name, c in terms.items() if c]
+        return f"L = {' + '.join(sums)}, each mean over the optimizer step"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"

@@ -12,12 +12,15 @@ from trainers.atropos.options import AtroposOptions
 from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import WeightedSFTOptions
+from trainers.recording.options import RecordOptions
 
 __all__ = ["WeightedSFTConfig"]
 
 
 @dataclass
-class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, CheckpointOptions, SFTConfig):
+class WeightedSFTConfig(
+    WeightedSFTOptions, AtroposOptions, WeightSyncOptions, CheckpointOptions, RecordOptions, SFTConfig
+):
     """Every field of `trl.SFTConfig`, and of the options of ours that are its bases.
 
     Raises:
@@ -31,6 +34,7 @@ class WeightedSFTConfig(WeightedSFTOptions, AtroposOptions, WeightSyncOptions, C
         super().__post_init__()
         self._check_what_would_lose_weights()
         self._check_values()
+        self.check_recording()
         self._check_combinations()
         self.check_atropos(
             self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size,

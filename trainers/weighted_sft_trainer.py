@@ -28,9 +28,12 @@ from trainers.atropos.micro_batches import refuse_other_temperatures
 from trainers.atropos.policy_sync import PolicySync
 from trainers.atropos.vllm_sync import VLLMPolicySync
 from trainers.checkpoints.resumable import ResumableTrainer
+from trainers.recording.recorded import RecordedTrainer
+from trainers.recording.samples import row_samples
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
+from trainers.weighted_columns import check_columns
 from trainers.weighted_data import cut, is_prepared, labelled, rendered, reweighted, weighted
 from trainers.weighted_lm_head import TokenWeighting, add_weighted_lm_head, objective_of
 from trainers.weighted_sft_config import WeightedSFTConfig
@@ -40,7 +43,7 @@ __all__ = ["WeightedSFTTrainer"]
 logger = get_logger(__name__)
 
 
-class WeightedSFTTrainer(ResumableTrainer, SFTTrainer):
+class WeightedSFTTrainer(RecordedTrainer, ResumableTrainer, SFTTrainer):
     """Supervised fine-tuning with a weight, of any sign, on every token: L = -(1/D) sum_bt A_bt log p(y_bt | y_b,<t).
 
     The sum runs over loss tokens (label not -100). D is their number in the whole optimizer step, over all ranks and
@@ -65,7 +68,7 @@ class WeightedSFTTrainer(ResumableTrainer, SFTTrainer):
     Logged beside TRL's metrics, which cover the tokens that have a weight: those of
     `online_sft.weight_statistics.WeightStatistics`, over all tokens since the last log entry.
 
-    Overrides of `SFTTrainer` (those of `ResumableTrainer` are listed there), and why:
+    Overrides of `SFTTrainer` (those of `RecordedTrainer` and `ResumableTrainer` are listed there), and why:
         __init__: swaps TRL's collator, which ignores the weights, for one that keeps them; adds the weighted LM head.
         _prepare_dataset: TRL truncates and packs tokens and labels only, and does not read every mask on tokenised
         rows. _set_signature_columns_if_needed: TRL would remove the columns.
@@ -178,7 +181,7 @@ class WeightedSFTTrainer(ResumableTrainer, SFTTrainer):
             return dataset
         if isinstance(dataset, IterableDataset) or dataset.format["type"] != "custom":
             dataset = dataset.with_format(None)  # plain lists and numbers, whatever the user's own loop reads
-        self._check_columns(first, args, dataset_name)
+        check_columns(first, args, dataset_name, has_weighting=self._weighting is not None)
         dataset = labelled(dataset, first, args, dataset_name)
         uncut = copy.copy(args)
         uncut.max_length, uncut.shuffle_dataset = None, False
@@ -205,29 +208,6 @@ class WeightedSFTTrainer(ResumableTrainer, SFTTrainer):
         }
         columns = ["input_ids", "labels", *(name for name in TOKEN_COLUMNS if needed[name])]
         return cut(prepared, columns, args, dataset_name, packing=packing)
-
-    def _check_columns(self, row: dict[str, Any], args: WeightedSFTConfig, dataset_name: str) -> None:
-        messages = [m for name in ("messages", "conversations", "prompt", "completion") for m in row.get(name) or []]
-        on_messages = any(isinstance(message, dict) and "weight" in message for message in messages)
-        columns = ", ".join(row)
-        if {"tokens", "masks", "scores"} <= set(row):
-            raise ValueError(f"the {dataset_name} dataset holds groups of Atropos; give its file as atropos_data_path")
-        if self._weighting is not None:
-            if "reward" not in row or "advantages" in row:
-                raise ValueError(
-                    "a weighting makes weights from a `reward` column, instead of `advantages`; "
-                    f"the {dataset_name} dataset has {columns}"
-                )
-        elif args.use_advantage_weighting and "advantages" not in row and not on_messages:
-            raise ValueError(
-                f"the {dataset_name} dataset needs an `advantages` column (a number per row or per token; 1.0 for "
-                f"plain SFT), a `weight` on messages, or a `reward` column and a weighting; it has {columns}"
-            )
-        if args.policy_weighting == "importance" and "ref_log_probs" not in row:
-            raise ValueError(
-                f"policy_weighting='importance' needs a `ref_log_probs` column, the log-prob of each token under the "
-                f"policy that wrote it; the {dataset_name} dataset has {columns}"
-            )
 
     def _weights_of_rewards(self, rewards: Tensor, groups: Tensor) -> Tensor:
         """The weighting, with the temperature that `target_ess` asks for: that of the first data set, to train on."""
@@ -322,6 +302,21 @@ class WeightedSFTTrainer(ResumableTrainer, SFTTrainer):
         _, slopes = value_and_slopes(self._objective, outputs.log_probs, weights)
         step = WeightStatistics.of(weights, slopes, outputs.log_probs, scored, loss_tokens(batch["labels"]).sum())
         self._statistics[mode] = self._statistics[mode] + step if mode in self._statistics else step
+        if self.model.training:
+            shown = self._weights_to_show
+            self.recorder.add_samples(lambda at: row_samples(at, batch, shown(slopes, batch), self._tokenizer))
+
+    def _weights_to_show(self, slopes: Tensor, batch: dict[str, Any]) -> Tensor:
+        """What multiplied the gradients of a micro-batch's tokens, before the denominator. [B, T-1]"""
+        return slopes
+
+    @property
+    def objective(self) -> str:
+        """What is minimised, for people."""
+        divisor = f"{self.args.loss_denominator_value:g}" if self.args.loss_denominator == "constant" else "D"
+        what = {"tokens": "loss tokens", "sequences": "sequences", "abs_advantages": "sum of |A|"}
+        told = "" if divisor != "D" else f", D: {what[self.args.loss_denominator]} of the optimizer step"
+        return f"L = -(1/{divisor}) sum_bt m_bt A_bt log p(y_bt | y_b,<t){told}"
 
     def compute_advantage_weighted_sft_loss(
         self,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
-from transformers.trainer_callback import PrinterCallback
 
 from online_sft import MathVerificationReward, OnlineSFTConfig, OnlineSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
 from recipes.on_cpu import EVERYWHERE, quiet
@@ -18,7 +17,6 @@ from recipes.quickstart.evaluate import MAX_NEW_TOKENS, Evaluation, evaluate
 from recipes.quickstart.problems import PHRASES, AgreeingReward, flawed_demonstrations, make_problems
 from recipes.quickstart.report import Stage, print_table, save_completions, save_curves
 from recipes.quickstart.tiny_model import build_model, build_tokenizer
-from trainers.progress import RunningRewardCallback
 
 SHARE_WRONG = 0.6
 DEMONSTRATIONS_PER_PROBLEM = 3
@@ -107,8 +105,6 @@ class Quickstart:
 
     def train(self, trainer: Trainer, before: Evaluation, logged: str, label: str) -> Stage:
         name = Path(trainer.args.output_dir).name
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(RunningRewardCallback(name))
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start

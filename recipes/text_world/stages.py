@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
-from transformers.trainer_callback import PrinterCallback
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer, TrajectorySFTConfig, TrajectorySFTTrainer
 from recipes.on_cpu import EVERYWHERE
@@ -16,7 +15,6 @@ from recipes.text_world.evaluate import prediction_accuracy, return_of, score
 from recipes.text_world.report import Stage
 from recipes.text_world.tiny_model import build_model, build_tokenizer
 from recipes.text_world.world import STATES, read_state, reward_of
-from trainers.progress import RunningRewardCallback
 
 __all__ = ["GOOD_EPISODES", "Stages", "graded_actions"]
 
@@ -98,8 +96,6 @@ class Stages:
 
     def _train(self, trainer: Trainer, *, walks: bool, predicts: bool) -> Stage:
         name = Path(trainer.args.output_dir).name
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(RunningRewardCallback(name))
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start

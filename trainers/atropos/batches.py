@@ -76,7 +76,8 @@ class AtroposBatches(TrainerCallback, ExportableState):
         self._log_differences(metrics)
         if self._sync is not None and state.global_step % self._trainer.args.atropos_sync_every == 0:
             started = time.monotonic()
-            self._sync.sync(state.global_step)
+            with self._trainer.stopwatch("sync"):
+                self._sync.sync(state.global_step)
             metrics["atropos/seconds_sync"].append(time.monotonic() - started)
 
     def compare(self, outputs: Any, sampler_log_probs: Tensor) -> None:

@@ -73,6 +73,10 @@ class WeightSync:
 
     def __call__(self) -> None:
         """Brings the engine the policy's weights. A collective call, with all processes."""
+        with self._trainer.stopwatch("sync"):
+            self._sync()
+
+    def _sync(self) -> None:
         started = time.perf_counter()
         self._deliver()
         self.policy_version = self._trainer.state.global_step

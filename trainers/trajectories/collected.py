@@ -79,15 +79,16 @@ class CollectedBatches(TrainerCallback):
 
     def _collect(self, number: int) -> None:
         args, step, started = self._trainer.args, self._trainer.state.global_step, time.monotonic()
-        found = play(
-            self._trainer,
-            [self._environments[index % len(self._environments)] for index in range(args.collect_episodes)],
-            [seed_of(args.seed, number, index) for index in range(args.collect_episodes)],
-            sampling_seed=seed_of(args.seed, number),
-            num_environments=args.num_environments,
-            max_steps=args.max_episode_steps,
-            metadata={"policy_version": step},
-        )
+        with self._trainer.stopwatch("rollout"):
+            found = play(
+                self._trainer,
+                [self._environments[index % len(self._environments)] for index in range(args.collect_episodes)],
+                [seed_of(args.seed, number, index) for index in range(args.collect_episodes)],
+                sampling_seed=seed_of(args.seed, number),
+                num_environments=args.num_environments,
+                max_steps=args.max_episode_steps,
+                metadata={"policy_version": step},
+            )
         collected, failures = TrajectoryDataset(found.trajectories), found.failures
         if not len(collected):
             raise RuntimeError(f"all {len(failures)} episodes before step {step} failed, the first: {failures[0]}")

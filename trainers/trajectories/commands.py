@@ -21,6 +21,7 @@ from online_sft.launching import (
 from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import WeightedSFTOptions
+from trainers.recording.options import RecordOptions
 from trainers.trajectories.options import CollectionOptions, SamplingOptions, TrajectoryOptions
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _collect(arguments: list[str]) -> None:
 
 def _train(arguments: list[str]) -> None:
     own = (TrajectoryOptions, EnvironmentArguments, CollectionOptions, DataArguments, EvaluationArguments)
-    more = (WeightedSFTOptions, WeightSyncOptions, CheckpointOptions)
+    more = (WeightedSFTOptions, WeightSyncOptions, CheckpointOptions, RecordOptions)
     print_help_if_asked(f"{_PROG} train", _SUMMARIES["train"], arguments, (*own, *more), "trl.SFTConfig")
     from online_sft import TrajectorySFTConfig, TrajectorySFTTrainer
 

@@ -50,6 +50,11 @@ class KindWeights:
         scaled = [{**batch, "advantages": batch["advantages"] * scale_of[batch["kinds"]]} for batch in batches]
         return scaled, torch.ones((), device=here.device)
 
+    def unscaled(self, weights: Tensor, kinds: Tensor) -> Tensor:
+        """The weights of tokens of these kinds as they were before. [...], [...] -> [...]"""
+        scale_of = torch.cat([self.scales.new_ones(1), self.scales.masked_fill(self.scales == 0, 1.0)])
+        return weights / scale_of.to(weights.dtype)[kinds]
+
 
 def counts(batch: Batch, denominator: str) -> Tensor:
     """[kinds] float32: what `DENOMINATORS[denominator]` counts of each kind's loss tokens in one micro-batch."""

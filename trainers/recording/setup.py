@@ -1,0 +1,106 @@
+"""What a run is: method, data, configuration, versions, hardware, and the command that began it."""
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from trl.trainer.utils import get_config_model_id
+
+import online_sft
+from online_sft.ledger import Bias, bias_ledger
+from trainers.checkpoints.manifest import installed_versions
+
+__all__ = ["content_digest", "setup_of_run"]
+
+_SECRETS = ("token", "key", "password", "secret")
+
+
+def setup_of_run(trainer: Any) -> dict[str, Any]:
+    """For JSON, without secrets: transformers masks tokens in the configuration, `command` in what was typed."""
+    parameters = list(trainer.model.parameters())
+    method = getattr(trainer, "_method", None)  # of online SFT only
+    return {
+        "trainer": type(trainer).__name__,
+        "objective": trainer.objective,
+        "ledger": None if method is None else [_entry(bias) for bias in bias_ledger(method)],
+        "model": get_config_model_id(trainer.model.config),
+        "parameters": sum(_numel(each) for each in parameters),
+        "trained_parameters": sum(_numel(each) for each in parameters if each.requires_grad),
+        "rewards": getattr(trainer, "reward_func_names", None),
+        "data": _data(trainer),
+        "configuration": trainer.args.to_dict(),
+        "versions": {"online-sft": online_sft.__version__, "python": platform.python_version(), **installed_versions()},
+        "hardware": _hardware(trainer),
+        "command": command(),
+        "began": time.time(),
+    }
+
+
+def content_digest(dataset: Dataset) -> str:
+    """SHA-256 of the rows in their order, by their columns; the same however they are cut into files or selected."""
+    found = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(1000):
+        # a copy: slices keep what is around them
+        copied = table.take(pa.array(range(len(table)))).combine_chunks().replace_schema_metadata(None)
+        written = pa.BufferOutputStream()
+        with pa.ipc.new_stream(written, copied.schema) as stream:
+            stream.write_table(copied)
+        found.update(written.getvalue())
+    return found.hexdigest()
+
+
+def command() -> str:
+    """What was typed, as far as the process knows; the values of options that may be secrets are masked."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = [Path(sys.argv[0]).name] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
+    words = sys.argv[1:]
+    hides = [False, *(word.startswith("--") and any(secret in word for secret in _SECRETS) for word in words)]
+    shown = ["***" if hide else word for word, hide in zip(words, hides, strict=False)]
+    return shlex.join([*program, *shown])
+
+
+def _entry(bias: Bias) -> dict[str, Any]:
+    return {"option": bias.option, "value": bias.value, "effect": bias.effect}
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor
+
+
+def _data(trainer: Any) -> dict[str, Any]:
+    """Rows and digest as the trainer reads them: prepared, for weighted SFT."""
+    dataset = trainer.train_dataset
+    if not isinstance(dataset, Dataset):
+        return {"kind": "a stream", "rows": None, "sha256": None}
+    return {"kind": "a data set", "rows": len(dataset), "sha256": content_digest(dataset)}
+
+
+def _hardware(trainer: Any) -> dict[str, Any]:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processes": trainer.accelerator.num_processes,
+        "distributed": trainer.accelerator.distributed_type.value,
+        "gpus": names if trainer.args.device.type == "cuda" else [],
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
