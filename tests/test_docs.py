@@ -1,13 +1,13 @@
-"""The documentation: what it quotes is what the program says, what it names exists, what it shows runs, and it builds."""
+"""The documentation: what it shows runs, what it quotes is said, what it names exists, and the site builds alone."""
 
 import ast
-import dataclasses
 import functools
 import importlib.util
-import inspect
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from itertools import product
 
 import pytest
 import trl
@@ -16,19 +16,19 @@ from documented_blocks import ROOT, blocks_of, leave_a_quickstart, run
 import online_sft
 from online_sft import cli, launching
 from online_sft import train as train_command
+from online_sft.metric_reference import METRICS, metric_of
+from trainers.online_sft_config import _OF_GRPOS_LOSS
 from trainers.trajectories import commands, options
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SOURCES = [path for folder in ("online_sft", "trainers") for path in (ROOT / folder).rglob("*.py")]
-CONFIGS = [online_sft.OnlineSFTConfig, online_sft.WeightedSFTConfig, online_sft.TrajectorySFTConfig]
-ARGUMENTS = [
+CONFIGS = (online_sft.OnlineSFTConfig, online_sft.WeightedSFTConfig, online_sft.TrajectorySFTConfig)
+ARGUMENTS = (
     *(cli.InspectArguments, cli.RewardArguments, cli.VerifyArguments, launching.DataArguments),
     *(train_command.TaskArguments, commands.CollectArguments, commands.EnvironmentArguments),
     *(commands.EvaluationArguments, options.SamplingOptions, trl.ModelConfig),
-]
-
-
-# --- what runs
+)
+FIELDS = {field.name: field for config in (*CONFIGS, *ARGUMENTS) for field in fields(config)}
 
 
 @pytest.mark.slow
@@ -39,39 +39,165 @@ def test_every_block_of_a_page_runs(page, saved_model, tmp_path, monkeypatch):
     run(blocks_of(page), page.name)
 
 
-# --- what the program says
+def test_every_quoted_message_is_said_by_the_program():
+    messages = [block.text for block in blocks_of(ROOT / "docs" / "troubleshooting.md")]
+    assert len(messages) > 30
+    for message in messages:
+        for part in message.split("…"):
+            assert not part.strip() or is_said(" ".join(part.split())), part
+
+
+def test_a_message_that_nobody_says_is_found():
+    said = "a loss mask must hold 1 on loss tokens and 0 elsewhere; got 7. Atropos' `masks` hold -100 or the token"
+    assert is_said(said)
+    assert not is_said(said.replace("elsewhere", "in other places"))
+    assert not is_said("row 3 of the train dataset has 7 advantages and 8 tokens; give one number per token")
 
 
 @functools.cache
-def message_patterns():
-    """Every text in the sources that somebody may read, with None for what is filled in."""
-    templates = set()
+def templates():
+    """The texts in the sources: tuples of what stands there, with None for what is filled in."""
+    found = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                parts = [node.value]
+                parts = re.split(r"(%[.\d]*[sdfg]|{\w*})", node.value)  # of logging, of str.format
+                parts = [None if index % 2 else part for index, part in enumerate(parts)]
             else:
                 continue
-            for placeholder in (r"%[.\d]*[sdfg]", r"{\w*}"):  # of logging, of str.format
-                parts = [p for part in parts for p in (separated(part, placeholder) if part else [part])]
-            if sum(map(len, filter(None, parts))) > 20:
-                templates.add(tuple(parts))
-    return templates
+            found.add(tuple(part and re.sub(r"\s+", " ", part) for part in parts))
+    return found
 
 
-def separated(text, placeholder):
-    pieces = re.split(placeholder, text)
-    return [each for piece in pieces for each in (piece, None)][:-1]
+def is_said(words):
+    """Whether they are a message, or the part of one between two places in what stands there."""
+    return any(re.fullmatch(pattern, words) for template in templates() for pattern in windows(template, words))
 
 
-def is_said(message):
-    """Whether the message is one of the program's. An ellipsis at an end stands for any text; its neighbours do not."""
-    begins, ends = message.startswith("…"), message.endswith("…")
-    words = " ".join(message.strip("… ").split())
-    for template in message_patterns():
-        pattern = "".join(".+" if part is None else re.escape(" ".join_spaces(part)) for part in template)
-        if re.search(pattern, words):
-            return True
-    return begins and ends
+def windows(template, words, least=12):
+    """Patterns of the parts of a template that may be these words, and that fix a dozen characters at least.
+
+    A part begins with the template, or where the first dozen of the words stands in it; it ends likewise.
+    """
+    texts = [(i, part) for i, part in enumerate(template) if part]
+    begins = {(0, 0)} | {(i, part.find(words[:least])) for i, part in texts if words[:least] in part}
+    ends = {(len(template) - 1, None)}
+    ends |= {(i, part.rfind(words[-least:]) + least) for i, part in texts if words[-least:] in part}
+    for (first, start), (last, stop) in product(begins, ends):
+        window = list(template[first : last + 1])
+        if window and window[-1]:
+            window[-1] = window[-1][:stop].rstrip()
+        if window and window[0]:
+            window[0] = window[0][start:].lstrip()
+        if sum(map(len, filter(None, window))) >= least:
+            yield "".join(".*" if part is None else re.escape(part) for part in window)
+
+
+def tables_of(page):
+    """The rows of the tables of a page, as lists of cells, less the lines below the headers."""
+    for line in page.read_text().splitlines():
+        if line.startswith("|") and not set(line) <= set("|- "):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_every_name_that_migration_leads_to_exists():
+    cells = [row[1] for row in tables_of(ROOT / "docs" / "migration.md")]
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(names) > 100
+    assert not [name for name in names if not exists(name)]
+
+
+def exists(name):
+    """A field, a field=choice, a class or function of the package, a member of one, a value of a field, a command."""
+    if name.startswith("python -m "):
+        return importlib.util.find_spec(name.removeprefix("python -m ")) is not None
+    field, _, value = name.partition("=")
+    if value:
+        return field in FIELDS and value in (FIELDS[field].metadata.get("choices") or ("true", "false"))
+    owner, _, member = name.partition(".")
+    if owner in online_sft.__all__:
+        return not member or hasattr(getattr(online_sft, owner), member)
+    choices = {choice for field in FIELDS.values() for choice in field.metadata.get("choices") or ()}
+    return name in FIELDS or name in choices or name in online_sft.PATTERNS or name in OTHER_NAMES
+
+
+# keys of results, and arguments of functions
+OTHER_NAMES = {"token_losses", "weighted_losses", "...", 'average="tokens"', "environments", "args", "processing_class"}
+
+
+def test_migration_names_every_option_that_is_refused():
+    text = (ROOT / "docs" / "migration.md").read_text()
+    refused = text[text.index("### Refused") : text.index("## From TRL's SFTTrainer")]
+    rows = [line.split("|")[1] for line in refused.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(_OF_GRPOS_LOSS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_name_with_underscores_in_a_table_stands_in_the_code(page):
+    """Of what another system calls so, the first column of the migration tables, nothing is known."""
+    words = {word for path in SOURCES for word in re.findall(r"\w+", path.read_text())} | set(FIELDS)
+    words |= {word for path in (ROOT / "recipes").rglob("*.*") for word in re.findall(r"\w+", path.name)}
+    for row in tables_of(page):
+        for name in re.findall(r"`([a-z]\w*_\w+)`", "|".join(row[page.stem == "migration" :])):
+            assert name in words, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_metric_that_a_page_names_is_in_the_reference(page):
+    families = {name.split("/")[0] for name in METRICS if "/" in name and not name.startswith("{")}
+    for name in re.findall(r"`((?:eval_)?(?:[a-z]\w*)/[\w@]+)`", page.read_text()):
+        if name.split("/")[0] in families:
+            assert metric_of(name) is not None, name
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_with_every_page_and_no_hook_in_it(site):
+    assert {page.stem for page in PAGES} <= {path.stem for path in site.glob("*.html")}
+    assert (site / "recipes" / "accelerate" / "index.html").exists()
+    assert not list(site.rglob("*.py"))
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text()):
+            assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", tag), f"{page.name}: {tag}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text()), style.name
+
+
+@pytest.mark.slow
+def test_every_link_of_the_site_leads_somewhere(site):
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":  # its links begin at the server's root
+            continue
+        for target in re.findall(r"<a\b[^>]*\shref=\"([^\"#?]+)", page.read_text()):
+            if not re.match(r"https?:|mailto:", target):
+                assert (page.parent / target).resolve().exists(), f"{page.relative_to(site)}: {target}"
+
+
+@pytest.mark.slow
+def test_the_reference_pages_have_every_field_and_every_metric(site):
+    configuration = (site / "configuration.html").read_text()
+    metrics = (site / "metrics.html").read_text()
+    assert not [name for config in CONFIGS for name in names(config) if f"<code>{name}</code>" not in configuration]
+    assert not [name for name in METRICS if f"<code>{name}</code>" not in metrics]
+    assert "<code>2</code> (TRL: <code>8</code>)" in configuration
+    assert "<!--" not in configuration.partition("<article")[2].partition("</article>")[0]
+
+
+def names(config):
+    return {field.name for field in fields(config)}

@@ -33,13 +33,13 @@ def _class(path: str) -> Any:
 def _table(ours: type, theirs: type | None) -> str:
     """A line for each field; with THEIRS, its default too where ours is another."""
     upstream = {field.name: _default(field) for field in dataclasses.fields(theirs)} if theirs else {}
-    lines = ["| field | type or choices | default | |", "|---|---|---|---|"]
+    lines = ["| field, type or choices | default | |", "|---|---|---|"]
     for field in dataclasses.fields(ours):
         default = _default(field)
         of_upstream = upstream.get(field.name, default)
         overrides = f" (TRL: `{of_upstream}`)" if of_upstream != default else ""
-        cells = (f"`{field.name}`", _type(field), f"`{default}`{overrides}", _text(field.metadata["help"]))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        name = f"`{field.name}`<br><small>{_type(field)}</small>"
+        lines.append(f"| {name} | `{default}`{overrides} | {_text(field.metadata['help'])} |")
     return "\n".join(lines)
 
 
@@ -63,12 +63,13 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _type(field: dataclasses.Field[Any]) -> str:
     if choices := field.metadata.get("choices"):
-        return ", ".join(f"`{choice}`" for choice in choices)
+        return ", ".join(choices)
     name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-    return f"`{name.replace('typing.', '')}`"
+    return _text(name.replace("typing.", ""))
 
 
 def _text(words: str) -> str:
-    """A help text as Markdown: what looks like HTML stays text, outside of backticks."""
+    """A help text in a cell of a table: outside of backticks, what looks like HTML or a border stays text."""
     parts = words.split("`")
-    return "`".join(part if index % 2 else html.escape(part, quote=False) for index, part in enumerate(parts))
+    parts[::2] = [html.escape(part, quote=False).replace("|", "&#124;") for part in parts[::2]]
+    return "`".join(parts)
