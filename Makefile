@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-vllm check format lint types mutants bench build clean
+.PHONY: help install quickstart test test-slow test-vllm check format lint types mutants bench docs build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ mutants: .venv/deepspeed ## break the code on purpose, one line at a time; every
 
 bench: $(INSTALLED) ## measure us beside TRL, about 8 minutes; see benchmarks/README.md
 	PYTHONPATH=. $(BIN)/python benchmarks/weighted_sft.py
+
+docs: $(INSTALLED) ## build the documentation site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 build: $(INSTALLED) ## wheel and source archive in dist/
 	$(BIN)/python -m build --outdir dist

@@ -1,4 +1,4 @@
-"""The fenced blocks of the documents, and how tests run them: in order, in one folder, two steps where there are more."""
+"""The fenced blocks of the documents, and how tests run them: in order, in one folder, for two steps."""
 
 import re
 import shlex

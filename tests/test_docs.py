@@ -77,7 +77,7 @@ def is_said(words):
 
 
 def windows(template, words, least=12):
-    """Patterns of the parts of a template that may be these words, and that fix a dozen characters at least.
+    """Patterns of the parts of a template that may be these words, and that fix a dozen characters in one place.
 
     A part begins with the template, or where the first dozen of the words stands in it; it ends likewise.
     """
@@ -91,7 +91,7 @@ def windows(template, words, least=12):
             window[-1] = window[-1][:stop].rstrip()
         if window and window[0]:
             window[0] = window[0][start:].lstrip()
-        if sum(map(len, filter(None, window))) >= least:
+        if any(part and len(part) >= least and part in words for part in window):
             yield "".join(".*" if part is None else re.escape(part) for part in window)
 
 
@@ -169,10 +169,26 @@ def test_the_site_builds_strictly_with_every_page_and_no_hook_in_it(site):
 
 
 @pytest.mark.slow
+def test_the_search_works_from_disk(site):
+    """Where browsers neither fetch an index nor start a worker."""
+    assert "OnlineSFTConfig" in (site / "search" / "search_index.js").read_text()
+    assert re.search(r'<script src="assets/iframe-worker\.js"', (site / "index.html").read_text())
+
+
+def test_a_section_of_the_readme_that_is_gone_stops_the_build():
+    spec = importlib.util.spec_from_file_location("hook", ROOT / "docs" / "_site" / "repository_pages.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    with pytest.raises(ValueError, match=r"README\.md has no section #gone"):
+        hook._section("gone")
+
+
+@pytest.mark.slow
 def test_the_site_loads_nothing_from_elsewhere(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
+        assert 'class="mermaid"' not in page.read_text()  # of which the theme loads a library
         for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text()):
             assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", tag), f"{page.name}: {tag}"
     for style in site.rglob("*.css"):

@@ -45,7 +45,9 @@ def _table(ours: type, theirs: type | None) -> str:
 
 def _inherited(ours: type, theirs: type) -> str:
     """Names of the fields of THEIRS that neither a class of ours declares again nor transformers has already."""
-    of_ours = {name for base in ours.__mro__ if base.__module__.startswith("trainers.") for name in get_annotations(base)}
+    of_ours = {
+        name for base in ours.__mro__ if base.__module__.startswith("trainers.") for name in get_annotations(base)
+    }
     of_transformers = set() if theirs is TrainingArguments else _names(TrainingArguments)
     return ", ".join(f"`{name}`" for name in sorted(_names(theirs) - of_ours - of_transformers))
 
