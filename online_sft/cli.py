@@ -1,7 +1,7 @@
 """The `online-sft` command.
 
-`weighted`, `replay`, `trajectories` and `online` train; `serve` samples; `verify`, `inspect` and `score` look; `env`
-tells versions.
+`weighted`, `replay`, `trajectories` and `online` train; `serve` samples; `verify`, `inspect`, `score` and `report`
+look; `env` tells versions.
 
 Heavy imports wait until a run starts, so that every `--help` is quick.
 """
@@ -269,6 +269,12 @@ def _score(arguments: list[str]) -> None:
         raise UsageError(error) from error
 
 
+def _report(arguments: list[str]) -> None:
+    from online_sft.report.command import main as report
+
+    report(arguments)
+
+
 def _env(arguments: list[str]) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -312,6 +318,11 @@ COMMANDS = {
         "What a configuration of `online` optimises: its bias and noise on a policy that can be listed. Exit code 1 if "
         "it is biased.",
         _verify,
+    ),
+    "report": Command(
+        "A page with curves, rewards, times, configuration and completions of a run: online-sft report RUN_DIR "
+        "[--compare RUN_DIR ...] [--open].",
+        _report,
     ),
     "score": Command("Grade the answers in a file as the math reward does, and compare with labels.", _score),
     "env": Command("Versions and paths, for a bug report.", _env),

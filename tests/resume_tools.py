@@ -1,5 +1,7 @@
 """Small runs of every kind of which a resume has something to forget, and what two runs have to have in common."""
 
+import re
+
 import torch
 from collection_tools import Dice
 from datasets import Dataset
@@ -129,9 +131,9 @@ def parameters(trainer):
 
 
 def numbers(trainer, after=0):
-    """All that was logged, but for times."""
+    """All that was logged, but for times and memory."""
     return [
-        {name: value for name, value in entry.items() if "second" not in name and "time" not in name}
+        {name: value for name, value in entry.items() if not re.search("second|time|memory", name)}
         for entry in trainer.state.log_history
         if entry["step"] > after and "train_loss" not in entry
     ]

@@ -28,6 +28,7 @@ from online_sft.weightings import WEIGHTINGS
 from trainers.checkpoints.resumable import ResumableTrainer
 from trainers.online_sft_trainer import OnlineSFTTrainer
 from trainers.options import OnlineSFTOptions, WeightedSFTOptions
+from trainers.recording.recorded import RecordedTrainer
 from trainers.weighted_collator import WeightedDataCollator
 from trainers.weighted_sft_trainer import WeightedSFTTrainer
 
@@ -90,13 +91,19 @@ UPSTREAM = {
     (trl.SFTTrainer, "get_train_dataloader"): "",
     (trl.SFTTrainer, "get_batch_samples"): "epoch_iterator num_batches device",
     (trl.SFTTrainer, "log"): "logs start_time",
+    (trl.GRPOTrainer, "_generate"): "prompts",
     (trl.GRPOTrainer, "_calculate_rewards"): "inputs prompts completions completion_ids_list",
     (trl.GRPOTrainer, "_generate_and_score_completions"): "inputs",
     (trl.GRPOTrainer, "_compute_loss"): "model inputs",
     (trl.GRPOTrainer, "log"): "logs start_time",
-    (trl.GRPOTrainer, "create_model_card"): "model_name dataset_name tags",
+    (
+        transformers.Trainer,
+        "create_model_card",
+    ): "language license tags model_name finetuned_from tasks dataset_tags dataset dataset_args",
     (transformers.Trainer, "train"): "resume_from_checkpoint trial ignore_keys_for_eval",
     (transformers.Trainer, "evaluate"): "eval_dataset ignore_keys metric_key_prefix",
+    (transformers.Trainer, "get_batch_samples"): "epoch_iterator num_batches device",
+    (transformers.Trainer, "log"): "logs start_time",
     (transformers.Trainer, "_load_callback_state"): "",
     (transformers.Trainer, "save_model"): "output_dir _internal_call",
     (transformers.Trainer, "_save_checkpoint"): "model trial",
@@ -147,7 +154,7 @@ def test_the_methods_between_trainer_and_vllm_still_have_the_signature_that_we_k
 
 def test_every_override_is_listed_here_and_in_the_class_docstring():
     overridden = set()
-    for ours in (WeightedSFTTrainer, OnlineSFTTrainer, ResumableTrainer, WeightedDataCollator):
+    for ours in (WeightedSFTTrainer, OnlineSFTTrainer, RecordedTrainer, ResumableTrainer, WeightedDataCollator):
         upstream = next(each for each in ours.__mro__ if each.__module__.startswith(("trl.", "transformers.")))
         methods = {n for n, value in vars(ours).items() if inspect.isfunction(value) and hasattr(upstream, n)}
         methods -= {"__init__", "__eq__", "__repr__"}

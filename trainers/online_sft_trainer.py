@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from trainers.engine.faults import ServerGuard
 from trainers.engine.rollouts import RolloutEngine, synced_rollouts
 from trainers.engine.weight_sync import WeightSync
 from trainers.group_filter import replaced_degenerate_groups
-from trainers.model_card import ledger_section
 from trainers.online_metrics import OnlineMetrics
 from trainers.online_sft_config import OnlineSFTConfig
 from trainers.prompts import check_prompts, draw_rows
@@ -74,7 +72,6 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
             that say nothing by fresh ones.
         _compute_loss: the estimator.
         log: means over all completions of a log entry; TRL averages the means of micro-batches.
-        create_model_card: adds the bias ledger.
 
     Raises:
         ValueError: when the data set has no `prompt` column or lacks a column that a reward function requires; during
@@ -388,11 +385,3 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
             ours |= self._weight_sync.pop_metrics()
         self._metrics[mode] |= {name: [value] for name, value in ours.items()}
         super().log(logs, start_time)
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        super().create_model_card(model_name, dataset_name, tags)
-        if self.is_world_process_zero():
-            with open(Path(self.args.output_dir) / "README.md", "a", encoding="utf-8") as card:
-                card.write(ledger_section(self._method))

@@ -54,7 +54,10 @@ class RecordFolder:
         for name in (_METRICS, _SAMPLES):
             kept = [line for line in _lines(self._folder / name) if line["step"] <= step]
             _write_whole(self._folder / name, "".join(f"{_json(line)}\n" for line in kept))
-        _write_whole(self._folder / _RUN, json.dumps(setup, indent=1, default=str))
+        before = json.loads((self._folder / _RUN).read_text()) if (self._folder / _RUN).exists() else None
+        if before is not None:
+            setup = {**setup, "began": before["began"], "resumed_at": [*before["resumed_at"], step]}
+        _write_whole(self._folder / _RUN, json.dumps(_finite(setup), indent=1, default=str))
 
     def add_entry(self, entry: Mapping[str, Any]) -> None:
         """Adds a log entry."""

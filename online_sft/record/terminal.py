@@ -14,12 +14,12 @@ from rich.text import Text
 from online_sft.inspection import Token, style_of, visible
 from online_sft.metric_reference import metric_of
 from online_sft.record.sample import Sample
+from online_sft.record.sections import SECTIONS
 
 __all__ = ["Progress", "line_of", "view_of"]
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARKS = 24  # characters of a curve
-_SECTIONS = ("rollout", "reward", "sync", "data", "train", "evaluation", "saving")
 _COLOURS = ("cyan", "yellow", "magenta", "blue", "green", "bright_black", "white")
 # What is shown, as far as it is logged, in this order
 _CURVES = (
@@ -79,7 +79,7 @@ def view_of(progress: Progress, sample: Sample | None, now: float) -> Renderable
     parts: list[RenderableType] = [_bar(progress, now)]
     if names := _shown(progress):
         parts.append(_curves(progress, names))
-    if any(progress.latest(f"seconds/{name}") for name in _SECTIONS):
+    if any(progress.latest(f"seconds/{name}") for name in SECTIONS):
         parts.append(_costs(progress))
     if sample is not None:
         parts.append(_sample(sample))
@@ -131,7 +131,7 @@ def _curves(progress: Progress, names: list[str]) -> Table:
 
 
 def _costs(progress: Progress) -> Group:
-    seconds = {name: progress.latest(f"seconds/{name}") or 0.0 for name in _SECTIONS}
+    seconds = {name: progress.latest(f"seconds/{name}") or 0.0 for name in SECTIONS}
     whole = sum(seconds.values()) or 1.0
     width = 48
     bar, legend = Text(), Text()

@@ -1,13 +1,16 @@
 """Trainers whose runs can be looked at: where the time goes, what they train on, and how it goes."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 
+from trainers.model_card import run_sections
 from trainers.recording.costs import Costs
 from trainers.recording.live_view import LiveView
 from trainers.recording.recorder import Recorder
+from trainers.recording.setup import setup_of_run
 from trainers.recording.stopwatch import Stopwatch
 
 __all__ = ["RecordedTrainer"]
@@ -21,8 +24,9 @@ class RecordedTrainer(Trainer):
 
     Overrides of `Trainer`, and why:
         __init__: adds the recorder, and the view in place of the progress bar.
-        get_batch_samples, evaluate, _save_checkpoint: time them.
+        get_batch_samples: timed. evaluate: timed. _save_checkpoint: timed.
         log: adds what the run costs.
+        create_model_card: adds method, data, evaluation, configuration, command.
     """
 
     _metrics: dict[str, dict[str, list[float]]]  # of TRL's trainers
@@ -54,6 +58,13 @@ class RecordedTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.stopwatch("saving"):
             super()._save_checkpoint(*args, **kwargs)
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        super().create_model_card(*args, **options)
+        if self.is_world_process_zero():
+            sections = run_sections(self.recorder.setup or setup_of_run(self), self.state.log_history)
+            with open(Path(self.args.output_dir) / "README.md", "a", encoding="utf-8") as card:
+                card.write(sections)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -28,7 +28,7 @@ class Recorder(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._folder = RecordFolder(trainer.args.output_dir)
-        self._has_begun = False
+        self.setup: dict[str, Any] | None = None  # of the run that has begun, on the main process
         self._rewards: list[Tensor] = []  # since the last log entry
         self._num_samples = (0, 0)  # (step, how many of it are kept)
         self.last_sample: Sample | None = None
@@ -43,8 +43,8 @@ class Recorder(TrainerCallback):
     ) -> None:
         self._rewards, self._num_samples, self.last_sample = [], (0, 0), None
         if state.is_world_process_zero:
-            self._folder.begin(setup_of_run(self._trainer), step=state.global_step)
-            self._has_begun = True
+            self.setup = setup_of_run(self._trainer)
+            self._folder.begin(self.setup, step=state.global_step)
 
     def on_log(
         self,
@@ -54,7 +54,7 @@ class Recorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not self._has_begun:  # an evaluation before any training
+        if self.setup is None:  # an evaluation before any training
             return
         entry = {"step": state.global_step, "time": time.time(), "metrics": logs}
         if logs and "loss" in logs and self._rewards:
@@ -64,7 +64,7 @@ class Recorder(TrainerCallback):
 
     def add_rewards(self, rewards: Tensor) -> None:
         """Takes in the rewards of a batch of completions; NaN where unscorable."""
-        if self._has_begun:
+        if self.setup is not None:
             self._rewards.append(rewards[~rewards.isnan()].float().cpu())
 
     def add_samples(self, samples: Callable[[int], Iterable[Sample]]) -> None:
@@ -76,7 +76,7 @@ class Recorder(TrainerCallback):
         step = self._trainer.state.global_step + 1
         num_kept = self._num_samples[1] if self._num_samples[0] == step else 0
         room = self._trainer.args.record_samples - num_kept
-        if not self._has_begun or room <= 0:
+        if self.setup is None or room <= 0:
             return
         kept = list(islice(samples(step), room))
         self._num_samples = (step, num_kept + len(kept))

@@ -6,6 +6,8 @@ import platform
 import shlex
 import sys
 import time
+from dataclasses import MISSING, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,12 @@ def setup_of_run(trainer: Any) -> dict[str, Any]:
         "rewards": getattr(trainer, "reward_func_names", None),
         "data": _data(trainer),
         "configuration": trainer.args.to_dict(),
+        "changed": _changed(trainer.args),
         "versions": {"online-sft": online_sft.__version__, "python": platform.python_version(), **installed_versions()},
         "hardware": _hardware(trainer),
         "command": command(),
         "began": time.time(),
+        "resumed_at": [],
     }
 
 
@@ -62,10 +66,23 @@ def command() -> str:
     """What was typed, as far as the process knows; the values of options that may be secrets are masked."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = [Path(sys.argv[0]).name] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
-    words = sys.argv[1:]
-    hides = [False, *(word.startswith("--") and any(secret in word for secret in _SECRETS) for word in words)]
-    shown = ["***" if hide else word for word, hide in zip(words, hides, strict=False)]
+    shown: list[str] = []
+    for before, word in pairwise(["", *sys.argv[1:]]):
+        name, equals, _ = word.partition("=")
+        if equals and _is_secret(name):
+            word = f"{name}=***"
+        shown.append("***" if "=" not in before and _is_secret(before) else word)
     return shlex.join([*program, *shown])
+
+
+def _is_secret(option: str) -> bool:
+    return option.startswith("--") and any(secret in option for secret in _SECRETS)
+
+
+def _changed(args: Any) -> list[str]:
+    """The fields that are not at their defaults."""
+    defaults = {each.name: each.default for each in fields(args) if each.default is not MISSING}
+    return [name for name, default in defaults.items() if getattr(args, name) != default]
 
 
 def _entry(bias: Bias) -> dict[str, Any]:

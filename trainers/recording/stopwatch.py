@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["SECTIONS", "Stopwatch"]
+from online_sft.record.sections import SECTIONS
 
-SECTIONS = ("rollout", "reward", "sync", "data", "train", "evaluation", "saving")
+__all__ = ["Stopwatch"]
 
 
 class Stopwatch:
