@@ -134,14 +134,18 @@ def test_migration_names_every_option_that_is_refused():
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(_OF_GRPOS_LOSS)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_name_with_underscores_in_a_table_stands_in_the_code(page):
-    """Of what another system calls so, the first column of the migration tables, nothing is known."""
-    words = {word for path in SOURCES for word in re.findall(r"\w+", path.read_text())} | set(FIELDS)
-    words |= {word for path in (ROOT / "recipes").rglob("*.*") for word in re.findall(r"\w+", path.name)}
-    for row in tables_of(page):
-        for name in re.findall(r"`([a-z]\w*_\w+)`", "|".join(row[page.stem == "migration" :])):
-            assert name in words, name
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "log"], ids=lambda page: page.stem)
+def test_every_name_with_underscores_stands_in_the_code(page):
+    """Of what another system calls so, the first column of the migration tables, nothing is known. The log is past."""
+    text = re.sub(r"^\|[^|]*\|", "", page.read_text(), flags=re.M) if page.stem == "migration" else page.read_text()
+    assert sorted(set(re.findall(r"`([a-z]\w*_\w+)`", text)) - words_of_the_code()) == []
+
+
+@functools.cache
+def words_of_the_code():
+    texts = [path.read_text() for path in SOURCES] + [field.metadata.get("help", "") for field in FIELDS.values()]
+    texts += [path.name for path in (ROOT / "recipes").rglob("*.*")]
+    return {word for text in texts for word in re.findall(r"\w+", text)} | set(FIELDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
