@@ -179,10 +179,22 @@ def test_the_search_works_from_disk(site):
     assert re.search(r'<script src="assets/iframe-worker\.js"', (site / "index.html").read_text())
 
 
-def test_a_section_of_the_readme_that_is_gone_stops_the_build():
+@pytest.fixture
+def hook():
     spec = importlib.util.spec_from_file_location("hook", ROOT / "docs" / "_site" / "repository_pages.py")
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
+    return hook
+
+
+def test_links_and_nested_lists_are_rewritten_in_prose_and_not_in_code(hook):
+    code = "```python\nfunctions[name](argument)\n  - 1\n```\n"
+    prose = "[file](../setup.cfg) [page](vllm.md#faults) [numbers](../README.md#measured)\n  - nested\n"
+    there = "[file](../files/setup.cfg.md) [page](../vllm.md#faults) [numbers](../evidence.md#measured)\n    - nested\n"
+    assert hook._for_the_site(code + prose, "docs/x.md", "y/z.md", {"measured": "evidence.md"}) == code + there
+
+
+def test_a_section_of_the_readme_that_is_gone_stops_the_build(hook):
     with pytest.raises(ValueError, match=r"README\.md has no section #gone"):
         hook._section("gone")
 

@@ -22,6 +22,7 @@ DOCUMENTS = {
     "recipes/accelerate/README.md": "recipes/accelerate/README.md",
     "recipes/atropos/README.md": "recipes/atropos/README.md",
 }
+_FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _SECTION = re.compile(r"<!-- (README\.md)#([\w-]+) -->")
 _LINK = re.compile(r"(?<=\]\()(?!https?:)([^)#\s]*)(#[^)\s]*)?(?=\))")
 
@@ -38,14 +39,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Sections in the place of their names, links for the site, and nested lists as Python-Markdown reads them."""
+    """Sections of the README in the place of their names, and all for the site."""
     if page.file.src_uri.startswith("files/"):
         return markdown
-    sections = _places_of_sections(files)
-    here = page.file.src_uri
+    here, sections = page.file.src_uri, _places_of_sections(files)
     markdown = _for_the_site(markdown, _origin(here), here, sections)
-    markdown = _SECTION.sub(lambda name: _for_the_site(_section(name[2]), name[1], here, sections), markdown)
-    return re.sub(r"^( +)(?=- )", r"\1\1", markdown, flags=re.MULTILINE)
+    return _SECTION.sub(lambda name: _for_the_site(_section(name[2]), name[1], here, sections), markdown)
 
 
 def _origin(place: str) -> str:
@@ -85,7 +84,8 @@ def _places_of_sections(files: Files) -> dict[str, str]:
 def _linked_files(markdown: str, origin: str) -> set[str]:
     """Paths in the repository of what the text, and the sections in it, link to."""
     texts = [(markdown, origin), *((_section(slug), name) for name, slug in _SECTION.findall(markdown))]
-    return {_resolved(target, path) for text, path in texts for target, _ in _LINK.findall(text) if target}
+    prose = [(part, path) for text, path in texts for part in _FENCED.split(text)[::2]]
+    return {_resolved(target, path) for part, path in prose for target, _ in _LINK.findall(part) if target}
 
 
 def _resolved(target: str, origin: str) -> str:
@@ -93,7 +93,10 @@ def _resolved(target: str, origin: str) -> str:
 
 
 def _for_the_site(markdown: str, origin: str, here: str, sections: dict[str, str]) -> str:
-    """Links that are right on the page `here`, in a text that was written for the path `origin`."""
+    """A text that was written for the path `origin`, with the links that are right on the page `here`.
+
+    And with nested lists indented as Python-Markdown reads them. What is fenced stays.
+    """
 
     def rewritten(link: re.Match[str]) -> str:
         target, anchor = link[1], link[2] or ""
@@ -108,7 +111,11 @@ def _for_the_site(markdown: str, origin: str, here: str, sections: dict[str, str
             place = _place(path)
         return posixpath.relpath(place, posixpath.dirname(here)) + anchor
 
-    return _LINK.sub(rewritten, markdown)
+    parts = _FENCED.split(markdown)
+    parts[::2] = [
+        re.sub(r"^( +)(?=- )", r"\1\1", _LINK.sub(rewritten, part), flags=re.MULTILINE) for part in parts[::2]
+    ]
+    return "".join(parts)
 
 
 def _source_page(path: str) -> str:
