@@ -44,7 +44,7 @@ OF_IMPORTERS = [
     ("columns with a meaning", FORMATS, "if taken := sorted(", "if taken := 0 * sorted(", ROWS),
     ("columns that are kept", FORMATS, "return {**made, **kept}", "return made", ROWS),
     ("preference data", FORMATS, "if found := [column for column in _PREFERENCES if column in columns]:", "if found := []:", ROWS),
-    ("the surest format", FORMATS, "if count == max(known.values()) > 0", "if count > 0", ROWS),
+    ("the surest format", FORMATS, "if num == most > 0", "if num > 0", ROWS),
     ("NaN", FORMATS, "if not math.isfinite(value):", "if False:", ROWS),
     ("a key twice", TABLES, "if len(row) < len(pairs):", "if False:", FILES),
     ("a byte order mark", TABLES, 'line.removeprefix(b"\\xef\\xbb\\xbf")', "line", FILES),

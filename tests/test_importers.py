@@ -403,7 +403,7 @@ BAD = [
     ("tinker", datum([5], target_tokens=[7], weights=[NAN]), r"loss_fn_inputs.weights.data\[0\] is nan"),
     ("tinker", datum([5], target_tokens=[7], weights=[None]), r"weights\[0\] must be a number; got None"),
     ("tinker", datum([HUGE], target_tokens=[7], weights=[1]), "tokens.0. is 1000.*more than 64 bits"),
-    ("tinker", datum([-1], target_tokens=[7], weights=[1]), "token 0 must be a token id; got -1"),
+    ("tinker", datum([-1], target_tokens=[7], weights=[1]), r"tokens\[0\] must be a token id; got -1"),
     ("tinker", datum([5], target_tokens=[7.5], weights=[1]), r"target_tokens\[0\] must be a token id; got 7.5"),
     ("tinker", datum([5], target_tokens=[[7, 8]], weights=[[1, 0]]), "several entries for a token"),
     (
@@ -431,6 +431,7 @@ BAD = [
     ("tinker", {**datum([5], target_tokens=[7], weights=[1]), "labels": [7]}, "has `labels`, which is not of tinker"),
     ("dapo", {"prompt": "a", "solution": "2"}, "has the columns prompt, solution; dapo needs prompt, reward_model"),
     ("dapo", {**DAPO, "prompt": []}, "prompt is empty"),
+    ("dapo", {**DAPO, "prompt": ""}, "prompt is empty"),
     ("dapo", {**DAPO, "prompt": [USER, ASSISTANT]}, "the prompt ends with a message of the assistant"),
     ("dapo", {**DAPO, "prompt": [message("user", "a", weight=1)]}, r"prompt\[0\] has `weight`, a weight of openai"),
     ("dapo", {**DAPO, "reward_model": None}, "reward_model must be an object with a ground_truth; got None"),

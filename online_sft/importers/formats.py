@@ -1,6 +1,7 @@
 """The formats that `online-sft convert` reads, what tells them apart, and what a row of each becomes."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -90,6 +91,7 @@ _PREFERENCES = (
     *("rejected_response", "rejected_messages", "positive_messages", "negative_messages"),
 )
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 # Columns that a trainer reads: one that is merely kept would change what is trained on.
 _MEANT = {
     "weighted": {
@@ -120,11 +122,12 @@ def format_of(columns: Collection[str]) -> str:
         ValueError: when there is none or several; names the columns found and the formats known.
     """
     _refuse_preferences(columns)
-    known = {
+    num_known = {
         name: max((len(group) for group in importer.columns if set(group) <= set(columns)), default=0)
         for name, importer in FORMATS.items()
     }
-    best = [name for name, count in known.items() if count == max(known.values()) > 0]
+    most = max(num_known.values())
+    best = [name for name, num in num_known.items() if num == most > 0]
     if len(best) == 1:
         return best[0]
     which = f"of several formats, {', '.join(best)}: say which with --from" if best else "of no format known"
@@ -153,8 +156,8 @@ def imported(name: str, row: Row) -> Row:
         raise ValueError(f"has the columns {', '.join(row) or 'none'}; {name} needs {_told_by(importer)}")
     if media := [column for column in _MEDIA if row.get(column)]:
         raise ValueError(f"has `{media[0]}`, and only text can be read")
-    for column, value in row.items():
-        _refuse_unwritable(value, column)
+    if fault := _fault(row):
+        raise ValueError(f"{fault[0].removeprefix('.')} {fault[1]}")
     made = importer.read(row)
     kept = {column: value for column, value in row.items() if column not in (*importer.reads, *_MEDIA)}
     if taken := sorted(kept.keys() & (_MEANT[importer.trainer] | made.keys())):
@@ -170,23 +173,25 @@ def _refuse_preferences(columns: Collection[str]) -> None:
         )
 
 
-def _refuse_unwritable(value: object, where: str) -> None:
-    """What JSON or Parquet cannot hold, or only in part."""
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            _refuse_unwritable(key, f"a key of {where}")
-            _refuse_unwritable(entry, f"{where}.{key}")
-    elif isinstance(value, list):
+def _fault(value: object) -> tuple[str, str] | None:
+    """Where in the value, and why, JSON or Parquet cannot hold it, or only a part."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ("", f"is {value}, and no number in a row may be")
+    if isinstance(value, int):
+        is_short = -(2**63) <= value < 2**63
+        return None if is_short else ("", f"is {value!r:.30}, a whole number of more than 64 bits; write it as a text")
+    if isinstance(value, str):
+        return ("", "has half a surrogate pair, which is no text") if _HALF_PAIR.search(value) else None
+    if isinstance(value, list):
         for index, entry in enumerate(value):
-            _refuse_unwritable(entry, f"{where}[{index}]")
-    elif isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{where} has half a surrogate pair, which is no text")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}, and no number in a row may be")
-    elif isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise ValueError(f"{where} is {value!r:.30}, a whole number of more than 64 bits; write it as a text")
-    elif value is not None:
-        raise ValueError(f"{where} is of type {type(value).__name__}, which JSON does not have; write it as a text")
+            if fault := _fault(entry):
+                return f"[{index}]{fault[0]}", fault[1]
+        return None
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if fault := _fault(key) or _fault(entry):
+                return f".{key}{fault[0]}", fault[1]
+        return None
+    if value is None:
+        return None
+    return "", f"is of type {type(value).__name__}, which JSON does not have; write it as a text"

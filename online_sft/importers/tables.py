@@ -21,9 +21,16 @@ class Record(NamedTuple):
     """A row, or why it is none."""
 
     place: str  # `line 3` of JSON lines, `row 3` of a table, from 1
-    text: str  # what the file says
     row: Row | None
+    line: bytes = b""  # of JSON lines
     fault: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the file says there."""
+        if self.line:
+            return self.line.decode(errors="replace")
+        return json.dumps(self.row, ensure_ascii=False, default=str)
 
 
 def _read_json_lines(path: Path) -> Iterator[Record]:
@@ -36,20 +43,19 @@ def _read_json_lines(path: Path) -> Iterator[Record]:
 
 
 def _json_record(place: str, line: bytes) -> Record:
-    text = line.decode(errors="replace")
     try:
         row = json.loads(line.decode(), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        return Record(place, text, None, f"is no UTF-8 from byte {error.start + 1}")
+        return Record(place, None, line, f"is no UTF-8 from byte {error.start + 1}")
     except RecursionError:
-        return Record(place, text, None, "is nested too deeply")
+        return Record(place, None, line, "is nested too deeply")
     except json.JSONDecodeError as error:
-        return Record(place, text, None, f"is no JSON: {error.msg} at column {error.colno}")
+        return Record(place, None, line, f"is no JSON: {error.msg} at column {error.colno}")
     except ValueError as error:  # a key that is there twice, or a number of thousands of digits
-        return Record(place, text, None, str(error).partition(";")[0])
+        return Record(place, None, line, str(error).partition(";")[0])
     if not isinstance(row, dict):
-        return Record(place, text, None, f"is {text!r:.40}, and a line must hold an object")
-    return Record(place, text, row)
+        return Record(place, None, line, f"is {line.decode()!r:.40}, and a line must hold an object")
+    return Record(place, row, line)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
@@ -69,7 +75,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         with pq.ParquetFile(path) as file:
             rows = (row for batch in file.iter_batches(_ROWS_AT_A_TIME) for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
-                yield Record(f"row {number}", json.dumps(row, ensure_ascii=False, default=str), row)
+                yield Record(f"row {number}", row)
     except pa.ArrowException as error:
         raise ValueError(f"{path} is no whole Parquet file: {error}") from None
 

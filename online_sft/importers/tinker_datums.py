@@ -8,7 +8,7 @@ https://tinker-docs.thinkingmachines.ai/tinker/losses, and tinker/types/datum.py
 
 from collections.abc import Mapping, Sequence
 
-from online_sft.importers.chats import Row, number
+from online_sft.importers.chats import Row
 
 __all__ = ["read_datum"]
 
@@ -28,7 +28,7 @@ def read_datum(row: Row) -> Row:
     """
     tokens = _tokens(row)
     others = _loss_inputs(row["loss_fn_inputs"], len(tokens))
-    targets = [_token_id(target, f"target_tokens[{t}]") for t, target in enumerate(others.pop("target_tokens"))]
+    targets = _token_ids(others.pop("target_tokens"), "target_tokens")
     factors = others.pop("advantages" if "advantages" in others else "weights")
     log_probs = others.pop("logprobs", None)
     is_trained = _is_trained(factors, masks=others)
@@ -59,7 +59,7 @@ def _tokens(row: Row) -> list[int]:
         values = [token for index, chunk in enumerate(chunks) for token in _of_chunk(chunk, index)]
     if not isinstance(values, list) or not values:
         raise ValueError(f"must have a list of one token or more; got {values!r:.80}")
-    return [_token_id(token, f"token {t}") for t, token in enumerate(values)]
+    return _token_ids(values, "tokens")
 
 
 def _of_chunk(chunk: object, index: int) -> Sequence[object]:
@@ -79,10 +79,10 @@ def _loss_inputs(inputs: object, num_tokens: int) -> dict[str, list[float]]:
         raise ValueError(
             f"loss_fn_inputs must have target_tokens, and weights or advantages; it has {', '.join(given) or 'nothing'}"
         )
-    return {name: [number(entry, f"{name}[{t}]") for t, entry in enumerate(values)] for name, values in given.items()}
+    return given
 
 
-def _values(name: str, value: object, num_tokens: int) -> Sequence[object]:
+def _values(name: str, value: object, num_tokens: int) -> list[float]:
     """The entries of a TensorData or a plain list."""
     data, shape = value, None
     if isinstance(value, Mapping):
@@ -95,14 +95,20 @@ def _values(name: str, value: object, num_tokens: int) -> Sequence[object]:
         raise ValueError(f"{name} has several entries for a token (top-K distillation), which cannot be read")
     if len(data) != num_tokens:
         raise ValueError(f"{name} has {len(data)} entries for {num_tokens} tokens")
-    return data
+    for t, entry in enumerate(data):
+        if not isinstance(entry, int | float):
+            raise ValueError(f"{name}[{t}] must be a number; got {entry!r:.80}")
+    return [float(entry) for entry in data]
 
 
-def _token_id(value: object, where: str) -> int:
+def _token_ids(values: Sequence[object], name: str) -> list[int]:
     """tinker-cookbook has written targets as 7.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31 or value != int(value):
-        raise ValueError(f"{where} must be a token id; got {value!r:.80}")
-    return int(value)
+    ids = []
+    for t, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31 or value % 1:
+            raise ValueError(f"{name}[{t}] must be a token id; got {value!r:.80}")
+        ids.append(int(value))
+    return ids
 
 
 def _is_trained(factors: Sequence[float], masks: Mapping[str, Sequence[float]]) -> list[bool]:

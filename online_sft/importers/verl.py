@@ -31,6 +31,8 @@ def read_prompt(row: Row) -> Row:
         prompt = checked_messages(prompt, _ROLES, column="prompt")
         if prompt[-1]["role"] == "assistant":
             raise ValueError("the prompt ends with a message of the assistant, which is the policy's to write")
+    if not prompt:
+        raise ValueError("prompt is empty")
     if not isinstance(judge, Mapping) or "ground_truth" not in judge:
         raise ValueError(f"reward_model must be an object with a ground_truth; got {judge!r:.80}")
     truth, problem = judge.get("ground_truth"), _LAYOUT.read(row)
