@@ -154,7 +154,12 @@ def test_a_byte_order_mark_windows_line_ends_and_empty_lines_are_no_fault():
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("empty.jsonl", "out.jsonl", "empty.jsonl holds no row whose columns could tell its format"),
+        ("empty.jsonl", "out.jsonl", "empty.jsonl holds no row whose columns could tell its format; it is empty"),
+        (
+            "utf16.jsonl",
+            "out.jsonl",
+            "utf16.jsonl holds no row whose columns could tell its format; line 1: is no UTF-8",
+        ),
         ("in.json", "out.jsonl", "in.json must be a file that ends in .jsonl or .parquet"),
         ("in.jsonl", "out.csv", "out.csv must be a file that ends in .jsonl or .parquet"),
         ("in.jsonl", "in.jsonl", "in.jsonl would be replaced by what it becomes"),
@@ -165,6 +170,7 @@ def test_a_byte_order_mark_windows_line_ends_and_empty_lines_are_no_fault():
 )
 def test_files_that_cannot_be_converted(capsys, source, target, message):
     write("empty.jsonl")
+    Path("utf16.jsonl").write_text(json.dumps(GOOD), encoding="utf-16")
     write("in.jsonl", GOOD)
     write("cut.parquet", "PAR1")
     write("other.jsonl", {"a": 1, "b": 2})
@@ -204,7 +210,7 @@ PROMPTS = [
         "data_source": "gsm8k",
         "prompt": [{"role": "user", "content": f"{n} + 1 ="}],
         "reward_model": {"ground_truth": str(n + 1), "style": "rule"},
-        "extra_info": {"index": n} if n else {"split": "train"},
+        "extra_info": {"index": n} if n < 2400 else {"split": "train"},
     }
     for n in range(2500)  # more than is held at once
 ]

@@ -567,7 +567,7 @@ def pieces(tokenizer, *texts_and_weights):
 
 
 CHAT = [message("user", "12"), message("assistant", "345"), message("user", "6"), message("assistant", "78")]
-PROMPT, ANSWER = ("<user>12<|end|>", 0.0), ("<user>6<|end|>", 0.0)
+FIRST, SECOND = ("<user>12<|end|>", 0.0), ("<user>6<|end|>", 0.0)
 # format, rows, options of the trainer, the texts and their weights by hand
 TRAINED = [
     (
@@ -578,8 +578,8 @@ TRAINED = [
         ],
         {},
         [
-            [PROMPT, ("<assistant>345<|end|>", 0.0), ANSWER, ("<assistant>78<|end|>", 1.0)],
-            [PROMPT, ("<assistant>345<|end|>", 1.0)],
+            [FIRST, ("<assistant>345<|end|>", 0.0), SECOND, ("<assistant>78<|end|>", 1.0)],
+            [FIRST, ("<assistant>345<|end|>", 1.0)],
         ],
     ),
     (
@@ -590,15 +590,15 @@ TRAINED = [
         ],
         {},
         [
-            [PROMPT, ("<assistant>345<|end|>", 0.25), ANSWER, ("<assistant>78<|end|>", 3.0)],
-            [PROMPT, ("<assistant>345<|end|>", 0.0), ANSWER, ("<assistant>78<|end|>", 1.0)],
+            [FIRST, ("<assistant>345<|end|>", 0.25), SECOND, ("<assistant>78<|end|>", 3.0)],
+            [FIRST, ("<assistant>345<|end|>", 0.0), SECOND, ("<assistant>78<|end|>", 1.0)],
         ],
     ),
     (
         "verl-sft",
         [{"messages": CHAT}],
         {},
-        [[PROMPT, ("<assistant>345<|end|>", 1.0), ANSWER, ("<assistant>78<|end|>", 1.0)]],
+        [[FIRST, ("<assistant>345<|end|>", 1.0), SECOND, ("<assistant>78<|end|>", 1.0)]],
     ),
     (
         "verl-rollouts",
@@ -637,6 +637,19 @@ def test_the_trainers_loss_of_converted_text_is_the_weighted_cross_entropy(
     loss, model = loss_of([imported(name, row) for row in rows], chat_tokenizer, cpu_args, **options)
     expected = dense_loss(model, [pieces(chat_tokenizer, *texts) for texts in by_hand])
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_where_the_template_marks_the_assistants_tokens_only_those_have_loss_and_count(chat_tokenizer, cpu_args):
+    """As ms-swift divides: the headers, and what the user says, are no loss tokens."""
+    chat_tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
+        "<|end|>{% endgeneration %}{% else %}{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    )
+    row = imported("ms-swift", {"messages": [CHAT[0], {**CHAT[1], "loss_scale": 0.25}, *CHAT[2:]]})
+    loss, model = loss_of([row], chat_tokenizer, cpu_args, assistant_only_loss=True)
+    first = [("<user>12<|end|><assistant>", None), ("345<|end|>", 0.25)]
+    second = [("<user>6<|end|><assistant>", None), ("78<|end|>", 1.0)]
+    assert loss == pytest.approx(dense_loss(model, [pieces(chat_tokenizer, *first, *second)]), rel=1e-5)
 
 
 def test_the_trainers_loss_of_datums_is_tinkers_cross_entropy_over_the_tokens_that_it_trains_on(tokenizer, cpu_args):

@@ -106,9 +106,11 @@ def _of_suffix(choices: Mapping[str, _T], path: Path) -> _T:
 
 
 def _detected(records: Iterator[Record], source: Path) -> str:
-    rows = [record.row for record in islice(records, _ROWS_LOOKED_AT) if record.row is not None]
+    looked_at = list(islice(records, _ROWS_LOOKED_AT))
+    rows = [record.row for record in looked_at if record.row is not None]
     if not rows:
-        raise ValueError(f"{source} holds no row whose columns could tell its format; look at it, or say --from")
+        first = f"{looked_at[0].place}: {looked_at[0].fault}" if looked_at else "it is empty"
+        raise ValueError(f"{source} holds no row whose columns could tell its format; {first}")
     try:
         return format_of(columns_of(rows))
     except ValueError as error:

@@ -48,13 +48,13 @@ def read_ms_swift(row: Row) -> Row:
         message["role"] = _ALIASES.get(message["role"], message["role"])
         if message["role"] not in ("assistant", "tool_call") and (message.get("loss") or "loss_scale" in message):
             raise ValueError(f"messages[{index}] has a loss, but role {message['role']!r}; ms-swift would ignore it")
-    weighted = as_weighted([_with_openai_role(message, index) for index, message in enumerate(checked)], _weight)
+    turns = _turns(as_weighted([_with_openai_role(message, i) for i, message in enumerate(checked)], _weight))
     system = row.get("system")
     if not isinstance(system, str | None):
         raise ValueError(f"system must be a text; got {system!r:.80}")
-    if system is not None and weighted[0]["role"] != "system":
-        weighted.insert(0, {"role": "system", "content": system, "weight": 0.0})
-    made = {"messages": _turns(weighted), **checked_tools(row.get("tools"))}
+    if system is not None and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system, "weight": 0.0})
+    made = {"messages": turns, **checked_tools(row.get("tools"))}
     if row.get("chat_template_kwargs") is None:
         return made
     if not isinstance(row["chat_template_kwargs"], Mapping):
