@@ -45,7 +45,7 @@ OF_IMPORTERS = [
     ("columns that are kept", FORMATS, "return {**made, **kept}", "return made", ROWS),
     ("preference data", FORMATS, "if found := [column for column in _PREFERENCES if column in columns]:", "if found := []:", ROWS),
     ("the surest format", FORMATS, "if num == most > 0", "if num > 0", ROWS),
-    ("NaN", FORMATS, "if not math.isfinite(value):", "if False:", ROWS),
+    ("NaN", FORMATS, "if math.isfinite(value) else", "if True else", ROWS),
     ("a key twice", TABLES, "if len(row) < len(pairs):", "if False:", FILES),
     ("a byte order mark", TABLES, 'line.removeprefix(b"\\xef\\xbb\\xbf")', "line", FILES),
     ("the number of a line", TABLES, "enumerate(file, 1)", "enumerate(file)", FILES),
