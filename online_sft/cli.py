@@ -1,7 +1,7 @@
 """The `online-sft` command.
 
-`weighted`, `replay`, `trajectories` and `online` train; `serve` samples; `verify`, `inspect`, `score` and `report`
-look; `env` tells versions.
+`weighted`, `replay`, `trajectories` and `online` train; `serve` samples; `convert` makes data; `verify`, `inspect`,
+`score` and `report` look; `env` tells versions.
 
 Heavy imports wait until a run starts, so that every `--help` is quick.
 """
@@ -138,6 +138,12 @@ def _trajectories(arguments: list[str]) -> None:
     from trainers.trajectories.commands import main as trajectories
 
     trajectories(arguments)
+
+
+def _convert(arguments: list[str]) -> None:
+    from online_sft.importers.convert import main as convert
+
+    convert(arguments)
 
 
 def _online(arguments: list[str]) -> None:
@@ -309,6 +315,11 @@ COMMANDS = {
         _trajectories,
     ),
     "online": Command("Online SFT: train on the policy's own graded samples.", _online),
+    "convert": Command(
+        "Data that you already have (of OpenAI, ms-swift, Tinker, verl, DAPO, or rewards) as rows for the trainers: "
+        "online-sft convert IN [--from FORMAT] OUT.",
+        _convert,
+    ),
     "inspect": Command(
         "What `weighted` would train on, and what looks wrong with it: online-sft inspect data.jsonl [--FIELD VALUE "
         "...]. Exit code 1 if anything does, 2 if it cannot be told.",

@@ -1,11 +1,11 @@
 """Breaks of the record, the view, the card and the report; see mutants.py."""
 
-R, O, P = "trainers/recording/", "online_sft/record/", "online_sft/report/"
+OF_RUN, RECORD, PAGES = "trainers/recording/", "online_sft/record/", "online_sft/report/"
 SAMPLES, RECORDER, COSTS, SETUP, RECORDED, STOPWATCH, LIVE = (
-    f"{R}{name}.py" for name in ("samples", "recorder", "costs", "setup", "recorded", "stopwatch", "live_view")
+    f"{OF_RUN}{name}.py" for name in ("samples", "recorder", "costs", "setup", "recorded", "stopwatch", "live_view")
 )
-FOLDER, SAMPLE, TERMINAL = (f"{O}{name}.py" for name in ("folder", "sample", "terminal"))
-CHARTS, CONTENT, PAGE, SCRIPT = (f"{P}{name}" for name in ("charts.py", "content.py", "page.py", "page.js"))
+FOLDER, SAMPLE, TERMINAL = (f"{RECORD}{name}.py" for name in ("folder", "sample", "terminal"))
+CHARTS, CONTENT, PAGE, SCRIPT = (f"{PAGES}{name}" for name in ("charts.py", "content.py", "page.py", "page.js"))
 ONLINE, CARD = "trainers/online_sft_trainer.py", "trainers/model_card.py"
 RECORDING, REPORT, BROWSER, VIEW = "recording", "report", "report_in_a_browser", "live_view"
 
@@ -54,7 +54,7 @@ OF_RECORDING = [
     ("what differs", CONTENT, "any(value != values[0] for value in values)", "False", REPORT),
     ("UTF-16", CONTENT, 'len(token.encode("utf-16-le", "surrogatepass")) // 2', "len(token)", REPORT),
     ("a text that ends the script", PAGE, '.replace("<", "\\\\u003c")', "", REPORT),
-    ("the policy against requests", f"{P}page.html", "default-src 'none'; ", "", REPORT),
+    ("the policy against requests", f"{PAGES}page.html", "default-src 'none'; ", "", REPORT),
     ("text as HTML", SCRIPT, "element(\"span\", { textContent: text, title:", "element(\"span\", { innerHTML: text, title:", BROWSER),
     ("smoothing without bias", SCRIPT, "return mean / mass;", "return mean;", BROWSER),
     ("zooming all charts", SCRIPT, "Promise.all(plots.filter((plot) => !plot.isHeatmap).map((plot) => plot.draw()))", "Promise.resolve()", BROWSER),

@@ -27,7 +27,7 @@ from trainers.recording.recorder import _distribution
 from trainers.recording.stopwatch import Stopwatch
 from trainers.token_texts import token_texts
 
-SUMS = [{"prompt": f"{a} + {b} ="} for a in range(4) for b in range(2)]
+SUMS = [{"prompt": f"{a} + {b} ="} for a in (0, 7, 23, 456) for b in range(2)]  # of several lengths
 
 
 def graded(completion_ids, **columns):

@@ -1,9 +1,6 @@
 """Files of trajectories: written whole or not at all, read a few rows at a time."""
 
-import os
-import secrets
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, TypeVar
 
@@ -17,6 +14,7 @@ from online_sft.trajectories.json_files import (
 )
 from online_sft.trajectories.parquet_files import read_parquet, write_parquet
 from online_sft.trajectories.trajectory import Trajectory
+from online_sft.whole_files import appearing_whole
 
 __all__ = ["read_encoded", "read_trajectories", "write_trajectories"]
 
@@ -48,7 +46,7 @@ def write_trajectories(path: str | Path, rows: Collection[EncodedTrajectory]) ->
     write = _of_suffix(_WRITERS, path)
     if not rows:
         raise ValueError(f"there is no trajectory to write to {path}; a file without one looks like one that was cut")
-    with _appearing_whole(Path(path)) as file:
+    with appearing_whole(Path(path)) as file:
         write(file, rows)
 
 
@@ -93,25 +91,3 @@ def _of_suffix(choices: dict[str, _T], path: str | Path) -> _T:
     if suffix not in choices:
         raise ValueError(f"{path} has the suffix {suffix!r}; trajectories are in files of {', '.join(choices)}")
     return choices[suffix]
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` at the end of the block and vanishes if that fails."""
-    target = path.resolve()  # a link stays a link
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too, must outlive a power cut
-    finally:
-        os.close(folder)

@@ -1,0 +1,1 @@
+"""Weighted data that people already have, as rows that the trainers read: `online-sft convert`."""
