@@ -52,6 +52,7 @@ OF_RECORDING = [
     ("shares of a column", CONTENT, "+= count / whole", "+= count", REPORT),
     ("evenly thinned", CONTENT, "samples[index * len(samples) // number]", "samples[index]", REPORT),
     ("what differs", CONTENT, "any(value != values[0] for value in values)", "False", REPORT),
+    ("long runs of one weight", CONTENT, "min(length - start, _LARGEST)", "_LARGEST", REPORT),
     ("UTF-16", CONTENT, 'len(token.encode("utf-16-le", "surrogatepass")) // 2', "len(token)", REPORT),
     ("a text that ends the script", PAGE, '.replace("<", "\\\\u003c")', "", REPORT),
     ("the policy against requests", f"{PAGES}page.html", "default-src 'none'; ", "", REPORT),

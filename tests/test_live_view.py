@@ -64,6 +64,11 @@ def test_no_line_of_the_view_is_wider_than_the_terminal(width):
     assert len(lines) < 120
 
 
+def test_the_view_says_what_takes_long():
+    assert "rollout 1:05  step 40/100" in shown(view_of(a_run(), None, 1060.0, "rollout", 65.0))
+    assert "rollout 0:" not in shown(view_of(a_run(), None, 1060.0, "rollout", 4.0))
+
+
 def test_a_line_says_the_same():
     assert line_of(a_run(), 1060.0) == "OnlineSFTTrainer out: step 40/100: reward 1, kl -0.1 (1:00, 2:00 to go)"
     fresh = Progress("run", first_step=0, num_steps=5, began=0.0)

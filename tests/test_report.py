@@ -11,7 +11,7 @@ from online_sft.metric_reference import METRICS
 from online_sft.record.folder import RunRecord, read_record
 from online_sft.record.sample import Sample
 from online_sft.report.charts import charts_of
-from online_sft.report.content import content_of, reward_heatmap, thinned
+from online_sft.report.content import content_of, packed, reward_heatmap, thinned
 from online_sft.report.page import html_report
 
 
@@ -82,8 +82,11 @@ def test_the_configurations_of_runs_are_compared_field_by_field(tmp_path):
 def test_the_lengths_of_tokens_are_those_that_javascript_counts():
     sample = Sample(1, ("a", "\U0001f600", ""), (None, 1.0, 1.0), {})
     (shown,) = content_of([RunRecord("a", setup(), [], [sample])])["runs"][0]["samples"]
-    assert shown["lengths"] == [1, 2, 0] and shown["text"] == "a\U0001f600"
-    assert shown["weights"] == [[1, None], [2, 1.0]]
+    assert shown["lengths"] == packed([1, 2, 0]) == "$%#" and shown["text"] == "a\U0001f600"
+    assert (shown["runs"], shown["weights"]) == (packed([1, 2]), [None, 1.0])
+    long = Sample(1, ("a",) * 120_000, (1.0,) * 120_000, {})
+    (shown,) = content_of([RunRecord("a", setup(), [], [long])])["runs"][0]["samples"]
+    assert [ord(run) - 35 for run in shown["runs"]] == [50_000, 50_000, 20_000] and shown["weights"] == [1.0] * 3
 
 
 def test_no_text_of_a_run_ends_the_script_or_becomes_html(tmp_path):

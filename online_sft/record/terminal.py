@@ -42,6 +42,7 @@ _CURVES = (
 )
 _MOST_CURVES = 8
 _SAMPLE_TOKENS = 400
+_LONG = 5.0  # seconds
 
 
 @dataclass
@@ -74,9 +75,17 @@ class Progress:
         return (now - self.began) / done * (self.num_steps - self.step) if done else None
 
 
-def view_of(progress: Progress, sample: Sample | None, now: float) -> RenderableType:
-    """The view, as wide as the console."""
-    parts: list[RenderableType] = [_bar(progress, now)]
+def view_of(
+    progress: Progress, sample: Sample | None, now: float, section: str = "train", seconds: float = 0.0
+) -> RenderableType:
+    """The view, as wide as the console.
+
+    Args:
+        now: seconds since 1970.
+        section: what the run is doing, and for how many seconds; told when it takes long.
+    """
+    doing = f"{section} {_duration(seconds)}" if seconds >= _LONG else ""
+    parts: list[RenderableType] = [_bar(progress, now, doing)]
     if names := _shown(progress):
         parts.append(_curves(progress, names))
     if any(progress.latest(f"seconds/{name}") for name in SECTIONS):
@@ -103,7 +112,7 @@ def _shown(progress: Progress) -> list[str]:
     return names[:_MOST_CURVES]
 
 
-def _bar(progress: Progress, now: float) -> Table:
+def _bar(progress: Progress, now: float, doing: str) -> Table:
     remaining = progress.remaining(now)
     row = Table.grid(expand=True, padding=(0, 1))
     row.add_column(ratio=1)
@@ -111,7 +120,7 @@ def _bar(progress: Progress, now: float) -> Table:
     left = "…" if remaining is None else _duration(remaining)
     row.add_row(
         ProgressBar(total=progress.num_steps, completed=progress.step),
-        f"step {progress.step:,}/{progress.num_steps:,}  {_duration(now - progress.began)} + {left}",
+        f"{doing}  step {progress.step:,}/{progress.num_steps:,}  {_duration(now - progress.began)} + {left}",
     )
     return row
 

@@ -9,12 +9,13 @@ from online_sft.record.folder import RunRecord
 from online_sft.record.sample import Sample
 from online_sft.report.charts import charts_of
 
-__all__ = ["content_of", "reward_heatmap", "thinned"]
+__all__ = ["content_of", "packed", "reward_heatmap", "thinned"]
 
 MOST_SAMPLES = 10_000  # of all runs
 _MOST_TOKENS = 4_000_000  # some 20 MB
 _MOST_BINS = 40
 _MOST_COLUMNS = 200
+_LARGEST = 50_000  # with 35 added, below the surrogates of UTF-16
 
 
 def content_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -80,14 +81,25 @@ def _series(entries: Iterable[Mapping[str, Any]], name: str) -> dict[str, list[f
 
 
 def _sample(sample: Sample) -> dict[str, Any]:
-    """`lengths` are those of the tokens in UTF-16, as JavaScript counts."""
+    """`lengths` are those of the tokens in UTF-16, as JavaScript counts; `runs` of how many tokens have each weight."""
+    runs = [
+        (min(length - start, _LARGEST), weight)
+        for length, weight in sample.to_dict()["weights"]
+        for start in range(0, length, _LARGEST)
+    ]
     return {
         "step": sample.step,
         "text": "".join(sample.tokens),
-        "lengths": [len(token.encode("utf-16-le", "surrogatepass")) // 2 for token in sample.tokens],
-        "weights": sample.to_dict()["weights"],
+        "lengths": packed(len(token.encode("utf-16-le", "surrogatepass")) // 2 for token in sample.tokens),
+        "runs": packed(length for length, _ in runs),
+        "weights": [weight for _, weight in runs],
         "values": dict(sample.values),
     }
+
+
+def packed(numbers: Iterable[int]) -> str:
+    """A character each, of code 35 + number, which a browser reads faster than an array; up to 50,000."""
+    return "".join(chr(35 + number) for number in numbers)
 
 
 def _configuration(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:

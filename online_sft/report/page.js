@@ -264,10 +264,15 @@ function numOf(sample, name) {
   return name === "length" ? sample.lengths.length : sample.values[name] ?? null;
 }
 
+function unpacked(text) {
+  return Array.from(text, (character) => character.charCodeAt(0) - 35);
+}
+
 function promptEnd(sample) {
   // what comes before the first token with loss
-  if (sample.weights.length < 2 || sample.weights[0][1] !== null) return 0;
-  return sample.lengths.slice(0, sample.weights[0][0]).reduce((sum, length) => sum + length, 0);
+  if (sample.weights.length < 2 || sample.weights[0] !== null) return 0;
+  const number = sample.runs.charCodeAt(0) - 35;
+  return unpacked(sample.lengths.slice(0, number)).reduce((sum, length) => sum + length, 0);
 }
 
 function search() {
@@ -337,18 +342,18 @@ function showDetail(sample) {
   const facts = element("div", { className: "facts" }, fact("run", CONTENT.runs[sample.run].name), fact("step", decimal(sample.step)));
   for (const [name, value] of Object.entries(sample.values)) facts.append(fact(name, decimal(value)));
   facts.append(fact("tokens", decimal(sample.lengths.length)));
-  const largest = Math.max(0, ...sample.weights.map(([, weight]) => Math.abs(weight ?? 0)));
+  const largest = Math.max(0, ...sample.weights.map((weight) => Math.abs(weight ?? 0)));
   facts.append(fact("largest |weight|", decimal(largest)));
   const tokens = element("div", { className: "tokens" });
-  let at = 0, place = 0;
-  for (const [length, weight] of sample.weights) {
-    for (let index = 0; index < length; index += 1, place += 1) {
-      const text = sample.text.slice(at, at + sample.lengths[place]);
-      at += sample.lengths[place];
-      const title = weight === null ? "no loss" : `weight ${decimal(weight)}`;
-      tokens.append(element("span", { textContent: text, title: `${title}, token ${place}`, ...look(weight, largest) }));
-    }
-  }
+  const lengths = unpacked(sample.lengths), runs = unpacked(sample.runs);
+  const weights = runs.flatMap((length, run) => Array(length).fill(sample.weights[run]));
+  let at = 0;
+  weights.forEach((weight, place) => {
+    const text = sample.text.slice(at, at + lengths[place]);
+    at += lengths[place];
+    const title = weight === null ? "no loss" : `weight ${decimal(weight)}`;
+    tokens.append(element("span", { textContent: text, title: `${title}, token ${place}`, ...look(weight, largest) }));
+  });
   byId("detail").replaceChildren(facts, tokens);
 }
 

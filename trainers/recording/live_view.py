@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from online_sft.record.sample import Sample
 from online_sft.record.terminal import Progress, line_of, view_of
 from trainers.recording.recorder import Recorder
+from trainers.recording.stopwatch import Stopwatch
 
 __all__ = ["LiveView"]
 
@@ -29,10 +30,11 @@ class LiveView(TrainerCallback):
 
     Args:
         recorder: whose samples are shown.
+        stopwatch: says what the run is doing.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, stopwatch: Stopwatch) -> None:
+        self._recorder, self._stopwatch = recorder, stopwatch
         self._progress: Progress | None = None
         self._sample: Sample | None = None
         self._last_line = 0.0
@@ -91,7 +93,7 @@ class LiveView(TrainerCallback):
 
     def _view(self) -> Any:
         assert self._progress is not None
-        return view_of(self._progress, self._sample, time.time())
+        return view_of(self._progress, self._sample, time.time(), *self._stopwatch.now)
 
     def _forget(self) -> None:
         self._live = None

@@ -40,7 +40,7 @@ class RecordedTrainer(Trainer):
         has_bar = any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks)
         if self.args.live_view == "auto" and has_bar:
             self.remove_callback(ProgressCallback)
-            self.add_callback(LiveView(self.recorder))
+            self.add_callback(LiveView(self.recorder, self.stopwatch))
 
     @property
     def stopwatch(self) -> Stopwatch:

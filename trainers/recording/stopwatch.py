@@ -36,6 +36,11 @@ class Stopwatch:
         finally:
             self._enter(outer)
 
+    @property
+    def now(self) -> tuple[str, float]:
+        """The section, and the seconds since it was entered."""
+        return self._section, time.perf_counter() - self._since
+
     def pop(self) -> dict[str, float]:
         """Seconds of each section since the last call."""
         self._enter(self._section)
