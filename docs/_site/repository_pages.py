@@ -59,7 +59,7 @@ def _place(path: str) -> str:
         return DOCUMENTS[path]
     if path == "README.md":
         return "index.md"
-    return path.removeprefix("docs/") if re.match(r"docs/.*\.md$", path) else f"files/{path}.md"
+    return path.removeprefix("docs/") if re.match(r"docs/.*(?<!\.py)$", path) else f"files/{path}.md"
 
 
 def _section(slug: str) -> str:
