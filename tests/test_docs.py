@@ -191,8 +191,8 @@ def hook():
 def test_links_and_nested_lists_are_rewritten_in_prose_and_not_in_code(hook):
     code = "```python\nfunctions[name](argument)\n  - 1\n```\n"
     prose = "![](images/a.png) [file](../setup.cfg) [page](vllm.md#faults) [table](../README.md#measured)\n  - nested\n"
-    there = "![](../images/a.png) [file](../files/setup.cfg.md) [page](../vllm.md#faults) [table](../evidence.md#measured)\n"
-    there += "    - nested\n"
+    there = "![](../images/a.png) [file](../files/setup.cfg.md) [page](../vllm.md#faults) "
+    there += "[table](../evidence.md#measured)\n    - nested\n"
     assert hook._for_the_site(code + prose, "docs/x.md", "y/z.md", {"measured": "evidence.md"}) == code + there
 
 
