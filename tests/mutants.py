@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mutants_atropos import OF_ATROPOS
 from mutants_checkpoints import OF_CHECKPOINTS
+from mutants_dry_run import OF_DRY_RUN
 from mutants_trajectories import OF_TRAJECTORIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -376,6 +377,7 @@ MUTANTS = [
     *OF_ATROPOS,
     *OF_TRAJECTORIES,
     *OF_CHECKPOINTS,
+    *OF_DRY_RUN,
 ]  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def test_online_in_numbers(capsys, monkeypatch):
         "8 prompts",
         "4 per device x 2 accumulation x 2 processes = 16 completions (of 8 prompts x 2 generations)",
         "4 per device x 2 processes x 2 steps_per_generation = 16 completions of 8 prompts, sampled at once, for "
-        "2 optimizer steps (num_iterations=2)",
+        "2 of these steps (num_iterations=2)",
         "epoch 1 generation batch, 2 steps",
         "steps in all 5 (max_steps); epochs: 2.5",
         "completions in all 48 sampled, 80 trained on",
@@ -113,6 +113,15 @@ def test_online_in_numbers(capsys, monkeypatch):
         "up to 8 tokens, within the model's context of 128.",
     ):
         assert expected in text
+
+
+def test_a_task_in_numbers(capsys, monkeypatch):
+    """`total_episodes` are of all processes, which nothing waits for."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    text = printed(capsys, f"{TASK} --max_steps -1 --total_episodes 30 --response_length 8", train.main)
+    assert "2 per device x 1 accumulation x 3 processes = 6 completions (of 3 prompts x 2 generations)" in text
+    assert "steps in all 5 (max_steps)" in text and "completions in all 30 sampled, 30 trained on" in text
+    assert "Reward function overlong_penalty gets" in text
 
 
 def test_weighted_in_numbers(capsys):
@@ -205,6 +214,11 @@ def test_a_chat_is_shown_through_its_template(capsys):
 def test_a_context_that_is_too_short_stands_out(capsys):
     text = printed(capsys, ONLINE.replace("--max_completion_length 4", "--max_completion_length 200"))
     assert "up to 204 tokens, ! more than the model's context of 128." in text
+
+
+def test_tokens_that_a_chat_template_brings_are_counted(capsys):
+    text = printed(capsys, f"{WEIGHTED} --chat_template_path tiny")
+    assert "parameters 0.0016 exact 435,584 x 4 bytes (float32)" in text
 
 
 def test_adapters_freeze_the_rest(capsys):

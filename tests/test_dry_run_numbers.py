@@ -2,11 +2,12 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from online_sft import OnlineSFTConfig, OnlineSFTTrainer, WeightedSFTConfig, WeightedSFTTrainer
@@ -162,6 +163,12 @@ def lora():  # peft notes the model's folder in it
     return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
+def blank_model(folder, dtype, adapters):
+    """As the trainer gives it adapters."""
+    blank = BlankModel.of(folder, {"dtype": dtype}, False, None)
+    return replace(blank, model=get_peft_model(blank.model, adapters())) if adapters else blank
+
+
 PROMPTS = Dataset.from_list([{"prompt": "1 + 1 ="}] * 4)
 ROWS = Dataset.from_list([{"prompt": "1 + 1 =", "completion": " Answer: 2", "advantages": 1.0}] * 4)
 
@@ -190,9 +197,9 @@ def test_what_is_exact_is_what_a_run_holds(folder, cpu_args, method, dtype, adap
         config_class, trainer_class, more = WeightedSFTConfig, WeightedSFTTrainer, {"train_dataset": ROWS}
     args = config_class(**options, model_init_kwargs={"dtype": dtype})
     trainer_class(folder, args=args, peft_config=adapters and adapters(), callbacks=[held], **more).train()
+    blank = blank_model(folder, dtype, adapters)
 
     _, (planned_class,) = planned([], (config_class,))
-    blank = BlankModel.of(folder, {"dtype": dtype}, False, adapters and adapters(), None)
     parts = parts_of(planned_class(**options), blank, Sizes(16, 4), has_weighted_head=method == "weighted")
     exact = {part.name: part.num_bytes for part in parts if part.is_exact}
     assert exact == {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
@@ -200,8 +207,8 @@ def test_what_is_exact_is_what_a_run_holds(folder, cpu_args, method, dtype, adap
 
 def test_the_reference_model_is_a_model_and_adapters_need_none(folder, cpu_args):
     _, (planned_class,) = planned([], (OnlineSFTConfig,))
-    for beta, peft_config, expected in ((0.1, None, 1), (0.1, lora(), 0), (0.0, None, 0)):
-        blank = BlankModel.of(folder, {}, False, peft_config, None)
+    for beta, adapters, expected in ((0.1, None, 1), (0.1, lora, 0), (0.0, None, 0)):
+        blank = blank_model(folder, "float32", adapters)
         parts = parts_of(planned_class(**cpu_args, beta=beta), blank, Sizes(16, 4), has_weighted_head=False)
         references = [part.num_bytes for part in parts if part.name == "reference model"]
         assert references == [4 * sum(p.numel() for p in blank.held)] * expected
@@ -251,24 +258,24 @@ def parts_under(environment, folder, monkeypatch, cpu_args, **options):
     _, (planned_class,) = planned([], (WeightedSFTConfig,))
     waits_for_others = {"WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}
     assert not waits_for_others & set(os.environ)
-    blank = BlankModel.of(folder, {}, False, None, None)
+    blank = BlankModel.of(folder, {}, False, None)
     config = planned_class(**{**cpu_args, **options})
     parts = parts_of(config, blank, Sizes(16, 4), has_weighted_head=True)
     return sum(p.numel() for p in blank.held), len(blank.held), {part.name: part for part in parts}
 
 
 def test_ddp_holds_everything_and_its_buckets(folder, cpu_args, monkeypatch):
-    count, _, parts = parts_under({"WORLD_SIZE": "8"}, folder, monkeypatch, cpu_args)
+    count, _, parts = parts_under({"WORLD_SIZE": "8"}, folder, monkeypatch, cpu_args, bf16=True)
     assert parts["parameters"].num_bytes == parts["gradients"].num_bytes == parts["buckets of DDP"].num_bytes
-    assert parts["parameters"].num_bytes == 4 * count
+    assert parts["parameters"].num_bytes == 2 * parts["copies in 16 bits"].num_bytes == 4 * count
 
 
 def test_fsdp_divides_parameters_gradients_and_states(folder, cpu_args, monkeypatch):
     environment = {"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    count, num_tensors, parts = parts_under(environment, folder, monkeypatch, cpu_args)
+    count, num_tensors, parts = parts_under(environment, folder, monkeypatch, cpu_args, bf16=True)
     assert parts["parameters"].num_bytes == parts["gradients"].num_bytes == math.ceil(4 * count / 8)
     assert parts["optimizer"].num_bytes == math.ceil((8 * count + 4 * num_tensors) / 8)
-    assert "buckets of DDP" not in parts
+    assert not {"buckets of DDP", "copies in 16 bits"} & set(parts)
     assert not any(part.is_exact for part in parts.values())
 
 

@@ -65,7 +65,7 @@ class _Batches:
         if self.steps_per_epoch is None or self.micro_batches_per_epoch is None:
             return self.num_steps * self.accumulation
         whole, rest = divmod(self.num_steps, self.steps_per_epoch)
-        return whole * self.micro_batches_per_epoch + min(rest * self.accumulation, self.micro_batches_per_epoch)
+        return whole * self.micro_batches_per_epoch + rest * self.accumulation
 
 
 @dataclass(frozen=True)

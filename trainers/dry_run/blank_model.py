@@ -1,11 +1,11 @@
 """The model of a run without its weights: every parameter has shape and dtype, and no memory (the meta device)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
-from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
@@ -19,33 +19,25 @@ _NOWHERE = {"embeddings": "meta", "head": "meta"}
 
 @dataclass(frozen=True)
 class BlankModel:
-    """What a trainer would load, and what of it is trained."""
+    """What a trainer would load; once it has added adapters or tokens, what it holds and trains."""
 
     model: Any  # a model of transformers, or of peft
     quantised: list[Tensor]  # parameters that bitsandbytes would hold in `bits` bits
     bits: int | None
 
     @classmethod
-    def of(
-        cls,
-        path: str,
-        init_kwargs: dict[str, Any],
-        trust_remote_code: bool,
-        peft_config: PeftConfig | None,
-        bits: int | None,
-    ) -> "BlankModel":
+    def of(cls, path: str, init_kwargs: dict[str, Any], trust_remote_code: bool, bits: int | None) -> "BlankModel":
         """From the configuration alone, as TRL builds it.
 
         Args:
             path: folder or hub id.
             init_kwargs: of `from_pretrained`: `revision` and `dtype` matter.
             trust_remote_code: as in `from_pretrained`.
-            peft_config: adapters; the rest is frozen.
             bits: 4 or 8: of bitsandbytes.
 
         Raises:
             OSError: there is no configuration.
-            ValueError: for a dtype that does not exist, and for adapters that do not fit.
+            ValueError: for a dtype that does not exist.
         """
         remote = {"revision": init_kwargs.get("revision") or "main", "trust_remote_code": trust_remote_code}
         config = AutoConfig.from_pretrained(path, **remote)
@@ -56,10 +48,10 @@ class BlankModel:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
             else:
                 model = architecture._from_config(config, dtype=dtype)
+        # a chat template may bring tokens, whose embeddings there is nothing to average for
+        model.resize_token_embeddings = partial(model.resize_token_embeddings, mean_resizing=False)
         head = model.get_output_embeddings()
         matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-        if peft_config is not None:
-            model = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
         model.hf_device_map = _NOWHERE
         return cls(model, matrices if bits else [], bits)
 

@@ -51,6 +51,8 @@ def parts_of(
         held, trained = (
             [torch.empty(t.shape, dtype=torch.bfloat16, device="meta") for t in ts] for ts in (held, trained)
         )
+    if blank.bits:  # TRL's adapters of a quantised model are of 16 bits
+        trained = [torch.empty(each.shape, dtype=torch.bfloat16, device="meta") for each in trained]
     parts_of_parameters = launch.parts_of("parameters")
     found = [
         parameters(held, parts=parts_of_parameters, quantised=blank.quantised, bits=blank.bits),
@@ -69,7 +71,7 @@ def parts_of(
     for each in reward_models:
         name = f"reward model {each.config._name_or_path.split('/')[-1]}"
         found.append(parameters(each.parameters(), name=name))
-    if in_16_bits and not launch.is_zero:
+    if in_16_bits and not launch.is_zero and parts_of_parameters == 1:  # else a layer at a time is gathered in 16 bits
         found.append(autocast_copies(held))
     width = 2 if in_16_bits or blank.model.dtype.itemsize == 2 else 4
     found += _of_a_step(config, blank, sizes, width, has_weighted_head)

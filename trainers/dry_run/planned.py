@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,6 +68,10 @@ class Planned:
     def world_size(self) -> int:
         """As `TrainingArguments.world_size`, which asks the processes that are there."""
         return self.launch.num_processes
+
+    def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[None]:
+        """As `TrainingArguments.main_process_first`, which waits for the others."""
+        return nullcontext()
 
 
 def planned(arguments: list[str], dataclasses: tuple[type, ...]) -> tuple[list[str], tuple[type, ...]]:

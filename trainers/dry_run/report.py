@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -35,7 +35,6 @@ _INERT: dict[str, Any] = {
     "beta": 0.0,
     "bf16": False,
     "fp16": False,
-    "mixed_precision": "no",
     "model_init_kwargs": None,
     "push_to_hub": False,
     "report_to": [],
@@ -75,7 +74,7 @@ def describe(
     if isinstance(config, OnlineSFTConfig | TrajectorySFTConfig):
         check_engine(config, path)  # the trainer gets a configuration without vLLM
     bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
-    blank = BlankModel.of(path, init_kwargs, config.trust_remote_code, get_peft_config(model), bits)
+    blank = BlankModel.of(path, init_kwargs, config.trust_remote_code, bits)
     processor = AutoProcessor.from_pretrained(
         path, revision=init_kwargs.get("revision") or "main", trust_remote_code=config.trust_remote_code
     )
@@ -94,8 +93,10 @@ def describe(
             train_dataset=looked_at,
             eval_dataset=looked_at_in_evaluation,
             processing_class=processor,
+            peft_config=get_peft_config(model),
             **arguments,
         )
+        blank = replace(blank, model=trainer.model)
         if isinstance(config, OnlineSFTConfig):
             print_report(_of_completions(trainer, config, blank, reward_models))
         else:
@@ -121,8 +122,9 @@ def _reward(function: Any, config: OnlineSFTConfig) -> Any:
 def _inert(config: Any, folder: str) -> Any:
     inert = copy.copy(config)
     inert.output_dir = folder
+    inert.mixed_precision = "no"  # which follows from bf16 and fp16, and is no field
     for name, value in _INERT.items():
-        if name in config.__dataclass_fields__ or name == "mixed_precision":
+        if name in config.__dataclass_fields__:
             setattr(inert, name, value)
     return inert
 

@@ -79,7 +79,7 @@ def of_completions(batches: OnlineBatches, args: Any) -> Lines:
         "generation batch": f"{batches.per_device:,} per device x {_count(batches.num_processes, 'process')} x "
         f"{batches.steps_per_generation} steps_per_generation = {batches.completions_per_generation:,} completions of "
         f"{_count(batches.prompts_per_generation, 'prompt')}, sampled at once, for "
-        f"{batches.steps_of_a_generation:.6g} optimizer steps (num_iterations={batches.num_iterations})",
+        f"{batches.steps_of_a_generation:.6g} of these steps (num_iterations={batches.num_iterations})",
         "epoch": (
             f"{_count(batches.generations_per_epoch, 'generation batch')}, "
             f"{_count(batches.steps_per_epoch, 'step')}{_left_out(batches)}"
