@@ -47,7 +47,7 @@ def parts_of(
     launch: Launch = config.launch
     in_16_bits = bool(config.bf16 or config.fp16)
     held, trained = blank.held, blank.trained
-    if launch.is_zero and in_16_bits:  # DeepSpeed's model is of 16 bits, whatever was loaded
+    if launch.is_zero and in_16_bits and not blank.bits:  # DeepSpeed's model is of 16 bits, whatever was loaded
         held, trained = (
             [torch.empty(t.shape, dtype=torch.bfloat16, device="meta") for t in ts] for ts in (held, trained)
         )
