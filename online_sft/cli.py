@@ -1,7 +1,7 @@
 """The `online-sft` command.
 
 `weighted`, `replay`, `trajectories` and `online` train; `serve` samples; `convert` makes data; `verify`, `inspect`,
-`score` and `report` look; `env` tells versions.
+`score` and `report` look; `schema` describes configuration files; `env` tells versions.
 
 Heavy imports wait until a run starts, so that every `--help` is quick.
 """
@@ -90,10 +90,10 @@ def _weighted(arguments: list[str]) -> None:
     from trainers.recording.options import RecordOptions
 
     own = (WeightedSFTOptions, DataArguments, AtroposOptions, WeightSyncOptions, CheckpointOptions, RecordOptions)
-    _print_help_if_asked("weighted", arguments, own, "trl.SFTConfig")
-    from online_sft import WeightedSFTConfig, WeightedSFTTrainer
+    _print_help_if_asked("weighted", arguments, own, "trl.SFTConfig", dry_run=True)
+    from online_sft import WeightedSFTTrainer
 
-    data, config, model = parse("online-sft weighted", arguments, (DataArguments, WeightedSFTConfig))
+    data, config, model = parse("online-sft weighted", arguments, _weighted_dataclasses(), dry_run=True)
     _train(WeightedSFTTrainer, data, config, model)
 
 
@@ -156,18 +156,41 @@ def _online(arguments: list[str]) -> None:
     from trainers.recording.options import RecordOptions
 
     own = (RewardArguments, OnlineSFTOptions, DataArguments, WeightSyncOptions, CheckpointOptions, RecordOptions)
-    _print_help_if_asked("online", arguments, own, "trl.GRPOConfig")
-    from online_sft import OnlineSFTConfig, OnlineSFTTrainer
+    _print_help_if_asked("online", arguments, own, "trl.GRPOConfig", dry_run=True)
+    from online_sft import OnlineSFTTrainer
 
-    data, config, rewards, model = parse(
-        "online-sft online", arguments, (DataArguments, OnlineSFTConfig, RewardArguments)
-    )
+    data, config, rewards, model = parse("online-sft online", arguments, _online_dataclasses(), dry_run=True)
     if not rewards.reward_funcs:
         raise UsageError("no reward: set --reward_funcs, for example --reward_funcs math")
     # YAML's `reward_funcs: math` arrives as a string
     names = [rewards.reward_funcs] if isinstance(rewards.reward_funcs, str) else rewards.reward_funcs
     reward_funcs = [_load_reward(name) for name in names]
     _train(OnlineSFTTrainer, data, config, model, reward_funcs=reward_funcs)
+
+
+def _weighted_dataclasses() -> tuple[type, ...]:
+    from online_sft import WeightedSFTConfig
+
+    return DataArguments, WeightedSFTConfig
+
+
+def _online_dataclasses() -> tuple[type, ...]:
+    from online_sft import OnlineSFTConfig
+
+    return DataArguments, OnlineSFTConfig, RewardArguments
+
+
+def _schema(arguments: list[str]) -> None:
+    import online_sft
+
+    online_sft._own_trainers()
+    from online_sft.config_schema import main as schema
+    from trainers.trajectories.commands import train_dataclasses
+
+    schema(
+        arguments,
+        {"online": _online_dataclasses, "weighted": _weighted_dataclasses, "trajectories": train_dataclasses},
+    )
 
 
 def _inspect(arguments: list[str]) -> None:
@@ -336,12 +359,17 @@ COMMANDS = {
         _report,
     ),
     "score": Command("Grade the answers in a file as the math reward does, and compare with labels.", _score),
+    "schema": Command(
+        "A JSON schema of configuration files, for editors: online-sft schema {online,weighted,trajectories}.", _schema
+    ),
     "env": Command("Versions and paths, for a bug report.", _env),
 }
 
 
-def _print_help_if_asked(name: str, arguments: list[str], own: tuple[type, ...], inherited: str) -> None:
-    print_help_if_asked(f"online-sft {name}", COMMANDS[name].summary, arguments, own, inherited)
+def _print_help_if_asked(
+    name: str, arguments: list[str], own: tuple[type, ...], inherited: str, *, dry_run: bool = False
+) -> None:
+    print_help_if_asked(f"online-sft {name}", COMMANDS[name].summary, arguments, own, inherited, dry_run=dry_run)
 
 
 def _load_reward(name: str) -> Any:

@@ -5,7 +5,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any
 
 import torch
@@ -57,13 +57,15 @@ class Token:
     position: int
     weight: float | None  # None: no loss
     is_cut: bool
+    role: str = ""  # of trajectories: action or observation
 
     @property
     def label(self) -> str:
-        """What the token counts for: "x 1.0", "without loss" or "cut"."""
+        """What the token counts for: "x 1.0", "x 1.0 (action)", "without loss" or "cut"."""
         if self.is_cut:
             return "cut"
-        return "without loss" if self.weight is None else f"x {_decimal(self.weight)}"
+        role = f" ({self.role})" if self.role else ""
+        return "without loss" if self.weight is None else f"x {_decimal(self.weight)}{role}"
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,12 @@ def findings_in(
     return [finding for finding in found if finding is not None]
 
 
-def tokens_of(row: Row, texts: Iterable[str]) -> list[Token]:
-    """The tokens of a row, given the text of each."""
+def tokens_of(row: Row, texts: Iterable[str], roles: Iterable[str] = repeat("")) -> list[Token]:
+    """The tokens of a row, given the text of each, and its role."""
     columns = zip(texts, row.input_ids.tolist(), row.loss.tolist(), row.weights.tolist(), strict=True)
     return [
-        Token(visible(text), token_id, position, weight if has_loss else None, position >= row.num_kept)
-        for position, (text, token_id, has_loss, weight) in enumerate(columns)
+        Token(visible(text), token_id, position, weight if has_loss else None, position >= row.num_kept, role)
+        for position, ((text, token_id, has_loss, weight), role) in enumerate(zip(columns, roles, strict=False))
     ]
 
 

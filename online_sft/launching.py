@@ -22,9 +22,17 @@ __all__ = [
     "load_split",
     "one_line_errors",
     "parse",
+    "parser_of",
     "print_help_if_asked",
     "working_directory_on_path",
 ]
+
+
+_DRY_RUN = ("--dry_run", "--dry-run")
+_HELP_OF_DRY_RUN = (
+    "Do not train, nor load the model: print the batch arithmetic, an estimate of the memory, what biases the gradient "
+    "and three examples as they would be trained on; exit code 2 for what would be refused. On the command line only."
+)
 
 
 @dataclass
@@ -76,9 +84,20 @@ def working_directory_on_path() -> Iterator[None]:
 
 
 def print_help_if_asked(
-    prog: str, summary: str, arguments: list[str], own: tuple[type, ...], inherited: str, **defaults: Any
+    prog: str,
+    summary: str,
+    arguments: list[str],
+    own: tuple[type, ...],
+    inherited: str,
+    *,
+    dry_run: bool = False,
+    **defaults: Any,
 ) -> None:
-    """Short help, of light dataclasses only, and exit; `--help_all`, which has to import torch, lists everything."""
+    """Short help, of light dataclasses only, and exit; `--help_all`, which has to import torch, lists everything.
+
+    Args:
+        dry_run: whether the command has `--dry_run`.
+    """
     if not {"-h", "--help"} & set(arguments):
         return
     from trl.scripts.utils import TrlParser
@@ -92,30 +111,39 @@ def print_help_if_asked(
         f"--learning_rate, --max_steps, ...): `{prog} --help_all` lists them.",
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="Fields as YAML; the command line overrides them.")
+    if dry_run:
+        parser.add_argument(*_DRY_RUN, action="store_true", help=_HELP_OF_DRY_RUN)
     parser.set_defaults(**defaults)
     parser.print_help()
     raise SystemExit(0)
 
 
-def parse(prog: str, arguments: list[str], dataclasses: tuple[type, ...], **defaults: Any) -> tuple[Any, ...]:
+def parse(
+    prog: str, arguments: list[str], dataclasses: tuple[type, ...], *, dry_run: bool = False, **defaults: Any
+) -> tuple[Any, ...]:
     """One object per dataclass, and trl.ModelConfig last, from `--config FILE.yaml` and overrides.
 
     Args:
         prog: the program's name, for its help.
         arguments: the command line.
         dataclasses: whose fields are arguments.
+        dry_run: whether the command has `--dry_run`, which makes the training configuration one that `fit` describes.
         defaults: instead of those of the dataclasses.
 
     Raises:
         UsageError: for what cannot be parsed, and for what a config's own checks refuse.
     """
     import yaml
-    from trl import ModelConfig, TrlParser
 
     def refuse(message: str) -> NoReturn:
         raise UsageError(message)
 
-    parser = TrlParser((*dataclasses, ModelConfig), prog=prog, allow_abbrev=False)
+    if dry_run and set(_DRY_RUN) & set(arguments):
+        from trainers.dry_run.planned import planned
+
+        arguments = [word for word in arguments if word not in _DRY_RUN]
+        arguments, dataclasses = planned(arguments, dataclasses)
+    parser = parser_of(prog, dataclasses)
     parser.error = refuse  # argparse would print 150 lines of usage first
     parser.set_defaults(**defaults)
     if "--help_all" in arguments:
@@ -128,6 +156,13 @@ def parse(prog: str, arguments: list[str], dataclasses: tuple[type, ...], **defa
             return parser.parse_args_and_config(_with_flat_config(arguments, Path(folder)))
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise UsageError(error) from error
+
+
+def parser_of(prog: str, dataclasses: tuple[type, ...]) -> "TrlParser":
+    """What reads the command line and the `--config` file: the fields of the dataclasses and of trl.ModelConfig."""
+    from trl import ModelConfig, TrlParser
+
+    return TrlParser((*dataclasses, ModelConfig), prog=prog, allow_abbrev=False)
 
 
 def given_fields(arguments: list[str]) -> dict[str, Any]:
@@ -163,7 +198,7 @@ def fit(
     dataset_name: str | None,
     **arguments: Any,
 ) -> None:
-    """Builds the trainer of the `model` (trl.ModelConfig), trains, and saves.
+    """Builds the trainer of the `model` (trl.ModelConfig), trains, and saves; or, for `--dry_run`, describes all that.
 
     `resume_from_checkpoint` is "auto" for the last whole checkpoint, or a new start where there is none.
 
@@ -175,6 +210,7 @@ def fit(
 
     from trainers.atropos.batches import ATROPOS_ERRORS
     from trainers.checkpoints.manifest import ResumeError
+    from trainers.dry_run.planned import Planned
 
     config.model_init_kwargs = {
         "revision": model.model_revision,
@@ -183,6 +219,10 @@ def fit(
         **(config.model_init_kwargs or {}),
     }
     try:
+        if isinstance(config, Planned):
+            from trainers.dry_run.report import describe
+
+            return describe(trainer_class, config, model, train_dataset, eval_dataset, **arguments)
         trainer = trainer_class(
             model=model.model_name_or_path,
             args=config,

@@ -89,11 +89,11 @@ def _run(arguments: list[str]) -> None:
     from trainers.recording.options import RecordOptions
 
     own = (TaskArguments, OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, RecordOptions)
-    print_help_if_asked(_PROG, _SUMMARY, arguments, own, "trl.GRPOConfig", **_DEFAULTS)
+    print_help_if_asked(_PROG, _SUMMARY, arguments, own, "trl.GRPOConfig", dry_run=True, **_DEFAULTS)
     from online_sft import OnlineSFTConfig, OnlineSFTTrainer
 
     defaults = _defaults(given_fields(arguments))
-    task, config, model = parse(_PROG, arguments, (TaskArguments, OnlineSFTConfig), **defaults)
+    task, config, model = parse(_PROG, arguments, (TaskArguments, OnlineSFTConfig), dry_run=True, **defaults)
     dataset_name = _either("dataset_name", task.dataset_name, "math_dataset_name", task.math_dataset_name)
     model.model_name_or_path = _either(
         "sft_model_path", task.sft_model_path, "model_name_or_path", model.model_name_or_path

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mutants_atropos import OF_ATROPOS
 from mutants_checkpoints import OF_CHECKPOINTS
+from mutants_dry_run import OF_DRY_RUN
 from mutants_importers import OF_IMPORTERS
 from mutants_recording import OF_RECORDING
 from mutants_trajectories import OF_TRAJECTORIES
@@ -378,6 +379,7 @@ MUTANTS = [
     *OF_ATROPOS,
     *OF_TRAJECTORIES,
     *OF_CHECKPOINTS,
+    *OF_DRY_RUN,
     *OF_IMPORTERS,
     *OF_RECORDING,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Breaks of the record, the view, the card and the report; see mutants.py."""
+"""Breaks of the record, the view, the card, the report and the documentation's hooks; see mutants.py."""
 
 OF_RUN, RECORD, PAGES = "trainers/recording/", "online_sft/record/", "online_sft/report/"
 SAMPLES, RECORDER, COSTS, SETUP, RECORDED, STOPWATCH, LIVE = (
@@ -64,5 +64,8 @@ OF_RECORDING = [
     ("arrow keys", SCRIPT, "select(browser.selected + moves[event.key]);", "", BROWSER),
     ("a list that grows", SCRIPT, "while (browser.shown <= browser.selected) showMore();", "", BROWSER),
     ("charts in the dark", SCRIPT, '  document.documentElement.dataset.theme = isDark ? "light" : "dark";\n  redraw();', '  document.documentElement.dataset.theme = isDark ? "light" : "dark";', BROWSER),
+    ("links on the site", "docs/_site/repository_pages.py", "posixpath.relpath(place, posixpath.dirname(here))", "place", "docs"),
+    ("code in documents", "docs/_site/repository_pages.py", "_FENCED.split(markdown)", "[markdown]", "docs"),
+    ("a section of the README that is gone", "docs/_site/repository_pages.py", 'raise ValueError(f"README.md has no section #{slug}")', 'return ""', "docs"),
     ("colours by weight", SCRIPT, 'weight > 0 ? "positive" : "negative"', '"positive"', BROWSER),
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from online_sft import WeightedSFTConfig, WeightedSFTTrainer, cli
 from online_sft.inspection import Inspection, Row, Summary, print_inspection, runs_of, tokens_of, visible
 from online_sft.inspection_page import html_page
-from trainers.inspection import _DATA_FIELDS, _texts, inspect_dataset
+from trainers.inspection import _DATA_FIELDS, inspect_dataset, texts_of
 from trainers.options import WeightedSFTOptions
 
 EOS = 1  # of the tokenizer in conftest.py
@@ -331,7 +331,7 @@ def test_the_page_shows_weights_as_colours_and_on_pointing():
 def test_sentencepiece_tokens_keep_the_space_before_a_word_and_unknown_ids_are_named():
     words = Tokenizer(WordLevel({"▁a": 0, "b": 1}, unk_token="b"))
     words.decoder = Metaspace()
-    assert _texts([0, 0, 1, 99], PreTrainedTokenizerFast(tokenizer_object=words)) == [" a", " a", "b", "<99>"]
+    assert texts_of([0, 0, 1, 99], PreTrainedTokenizerFast(tokenizer_object=words)) == [" a", " a", "b", "<99>"]
 
 
 def run(capsys, *arguments):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 
 import pytest
@@ -234,14 +235,14 @@ def test_every_second_is_in_one_section():
 
 
 def test_the_seconds_of_the_log_add_up_to_the_time_of_the_run(model, tokenizer, cpu_args):
-    trainer = online(model, tokenizer, cpu_args, max_steps=4)
+    trainer = online(model, tokenizer, cpu_args, max_steps=6, logging_steps=2)
     trainer.train()
     *entries, end = trainer.state.log_history
-    logged = sum(value for entry in entries for name, value in entry.items() if name.startswith("seconds/"))
+    logged = 2 * sum(value for entry in entries for name, value in entry.items() if name.startswith("seconds/"))
     assert all({"seconds/rollout", "seconds/reward", "seconds/train", "memory_gib"} <= set(entry) for entry in entries)
     assert 0.5 * end["train_runtime"] < logged <= 1.01 * end["train_runtime"]
     tokens = entries[-1]["num_tokens"] - entries[0]["num_tokens"]
-    seconds = sum(sum(v for n, v in entry.items() if n.startswith("seconds/")) for entry in entries[1:])
+    seconds = 2 * sum(sum(v for n, v in entry.items() if n.startswith("seconds/")) for entry in entries[1:])
     rates = [entry["tokens_per_second"] for entry in entries[1:]]
     assert min(rates) <= tokens / seconds <= max(rates)
 
@@ -274,7 +275,7 @@ def test_equal_rows_have_equal_digests_however_they_are_stored():
 def test_the_command_is_told_without_secrets(monkeypatch):
     words = ["online-sft", "online", "--hub_token", "hf_abc", "--api_key=xyz", "--output_dir", "my runs/a"]
     monkeypatch.setattr("sys.argv", words)
-    monkeypatch.setattr("sys.modules", {"__main__": object()})
+    monkeypatch.setitem(sys.modules, "__main__", object())  # started as a script
     assert setup.command() == "online-sft online --hub_token '***' '--api_key=***' --output_dir 'my runs/a'"
 
 

@@ -19,7 +19,7 @@ from trainers.token_texts import token_texts
 from trainers.weighted_sft_config import WeightedSFTConfig
 from trainers.weighted_sft_trainer import WeightedSFTTrainer
 
-__all__ = ["inspect_dataset"]
+__all__ = ["inspect_dataset", "texts_of"]
 
 # Fields of the config that change which tokens have which weight, beside max_length and packing
 _DATA_FIELDS = (
@@ -68,7 +68,7 @@ def inspect_dataset(
             ),
         ],
         summary=Summary.of(len(dataset), rows),
-        shown={row.number: tokens_of(row, _texts(row.input_ids.tolist(), tokenizer)) for row in rows[:num_shown]},
+        shown={row.number: tokens_of(row, texts_of(row.input_ids.tolist(), tokenizer)) for row in rows[:num_shown]},
         notes=_notes(args, tokenizer),
     )
 
@@ -206,7 +206,8 @@ def _tokenizer_without_words() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>")
 
 
-def _texts(token_ids: list[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+def texts_of(token_ids: list[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """The text of each token; without a tokenizer its id."""
     return [f"{token_id} " for token_id in token_ids] if tokenizer is None else token_texts(token_ids, tokenizer)
 
 

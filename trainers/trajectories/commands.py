@@ -27,7 +27,7 @@ from trainers.trajectories.options import CollectionOptions, SamplingOptions, Tr
 if TYPE_CHECKING:
     from online_sft import TrajectorySFTConfig, TrajectorySFTTrainer
 
-__all__ = ["main"]
+__all__ = ["main", "train_dataclasses"]
 
 _PROG = "online-sft trajectories"
 _SUMMARIES = {
@@ -90,6 +90,13 @@ def main(arguments: list[str]) -> None:
         subparsers.add_parser(name, help=summary, add_help=False)
     name = parser.parse_args(arguments[:1]).command
     {"collect": _collect, "stats": _stats, "train": _train}[name](arguments[1:])
+
+
+def train_dataclasses() -> tuple[type, ...]:
+    """What the arguments of `train` fill, in its order."""
+    from online_sft import TrajectorySFTConfig
+
+    return DataArguments, EnvironmentArguments, EvaluationArguments, TrajectorySFTConfig
 
 
 def _stats(arguments: list[str]) -> None:
@@ -163,14 +170,10 @@ def _collect(arguments: list[str]) -> None:
 def _train(arguments: list[str]) -> None:
     own = (TrajectoryOptions, EnvironmentArguments, CollectionOptions, DataArguments, EvaluationArguments)
     more = (WeightedSFTOptions, WeightSyncOptions, CheckpointOptions, RecordOptions)
-    print_help_if_asked(f"{_PROG} train", _SUMMARIES["train"], arguments, (*own, *more), "trl.SFTConfig")
-    from online_sft import TrajectorySFTConfig, TrajectorySFTTrainer
+    print_help_if_asked(f"{_PROG} train", _SUMMARIES["train"], arguments, (*own, *more), "trl.SFTConfig", dry_run=True)
+    from online_sft import TrajectorySFTTrainer
 
-    data, where, evaluation, config, model = parse(
-        f"{_PROG} train",
-        arguments,
-        (DataArguments, EnvironmentArguments, EvaluationArguments, TrajectorySFTConfig),
-    )
+    data, where, evaluation, config, model = parse(f"{_PROG} train", arguments, train_dataclasses(), dry_run=True)
     if model.model_name_or_path is None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
     if not data.dataset_name and not where.environments:
