@@ -208,6 +208,7 @@ def fit(
     """
     from trl import get_peft_config, get_quantization_config
 
+    from online_sft.trajectories.damage import TrajectoryFileError
     from trainers.atropos.batches import ATROPOS_ERRORS
     from trainers.checkpoints.manifest import ResumeError
     from trainers.dry_run.planned import Planned
@@ -236,7 +237,7 @@ def fit(
         raise UsageError(error) from error
     try:
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    except (ResumeError, *ATROPOS_ERRORS) as error:
+    except (ResumeError, TrajectoryFileError, *ATROPOS_ERRORS) as error:
         raise UsageError(error) from error
     trainer.save_model(config.output_dir)
     if config.save_merged_model:

@@ -9,6 +9,7 @@ from accelerate.utils import send_to_device
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from online_sft.trajectories.collection import Environment
+from online_sft.trajectories.damage import TrajectoryFileError
 from online_sft.trajectories.dataset import TrajectoryDataset
 from online_sft.trajectories.examples import Example
 from trainers.main_process import on_main_process
@@ -48,8 +49,8 @@ class CollectedBatches(TrainerCallback):
         """Refuses to write over the trajectories of another run, and reads those of the run that goes on.
 
         Raises:
-            ValueError: there are some, and this run begins; or they are not of this run.
-            TrajectoryFileError: those of the run that goes on are damaged, or not there.
+            TrajectoryFileError: there are some, and this run begins; those of the run that goes on are damaged, not
+                there, or not of this run.
         """
         on_main_process(self._trainer.accelerator, lambda: self._refuse_another_run(state.global_step))
         every, self._buffer = self._trainer.args.collect_every, self._new_buffer()
@@ -136,7 +137,7 @@ class CollectedBatches(TrainerCallback):
 
     def _refuse_another_run(self, step: int) -> None:
         if not step and self._file(0).exists() and not self._trainer.resumes_automatically:
-            raise ValueError(
+            raise TrajectoryFileError(
                 f"{self._folder} holds the trajectories of an earlier run; go on with it (resume_from_checkpoint), "
                 "choose another output_dir, or remove them"
             )

@@ -12,7 +12,7 @@ from online_sft.record.folder import RunRecord, read_record
 from online_sft.record.terminal import Progress, view_of
 from online_sft.report.page import html_report
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
 _TERMINAL = (
     '<body style="margin:0;background:#0d1117;color:#e6edf3"><pre style="margin:0;padding:12px;display:inline-block;'
