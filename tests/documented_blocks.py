@@ -1,9 +1,13 @@
 """The fenced blocks of the documents, and how tests run them: in order, in one folder, for two steps."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from datasets import Dataset
@@ -36,6 +40,9 @@ def leave_a_quickstart(folder: Path) -> None:
         for a in (2, 3)
     ]
     Dataset.from_list(demonstrations).to_json(left / "demonstrations.jsonl")
+    problems = [{"prompt": f"{a} + 1 =", "solution": str(a + 1)} for a in range(99)]
+    Dataset.from_list(problems).to_json(left / "problems.jsonl")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
 
 
 def run(blocks: list[Block], document: str) -> None:
@@ -49,13 +56,19 @@ def run(blocks: list[Block], document: str) -> None:
             exec(compile(text, document, "exec"), namespace)
         elif block.language == "bash":
             for line in text.replace("\\\n", " ").splitlines():
-                _run_line(shlex.split(line, comments=True))
+                _run_line(shlex.split(line, comments=True), line)
         else:
             assert block.language in ("sh", "text"), f"a block of language {block.language!r} that nobody runs"
 
 
-def _run_line(words: list[str]) -> None:
-    if words[:2] == ["online-sft", "inspect"]:
+def _run_line(words: list[str], line: str) -> None:
+    if words and "=" in words[0]:  # for this command only
+        name, _, value = words[0].partition("=")
+        with mock.patch.dict(os.environ, {name: value}):
+            _run_line(words[1:], line)
+    elif words[:1] == ["sed"]:
+        subprocess.run(line, shell=True, check=True)
+    elif words[:2] == ["online-sft", "inspect"]:
         with pytest.raises(SystemExit, match="1"):  # it finds the row of weight 0
             cli.main(words[1:])
     elif words[:3] == ["python", "-m", "online_sft.train"]:

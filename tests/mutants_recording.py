@@ -41,7 +41,7 @@ OF_RECORDING = [
     ("a resumed run's speed", TERMINAL, "done = self.step - self.first_step", "done = self.step", VIEW),
     ("the order of a curve", TERMINAL, "(mean - low) / (high - low)", "(high - mean) / (high - low)", VIEW),
     ("escape sequences in samples", TERMINAL, "text.append(visible(token)", "text.append(token", VIEW),
-    ("lines now and then", LIVE, "time.monotonic() - self._last_line >= _SECONDS_PER_LINE", "True", VIEW),
+    ("lines now and then", LIVE, "time.monotonic() - self._last_line[1] >= _SECONDS_PER_LINE", "True", VIEW),
     ("the bar that is replaced", RECORDED, "self.remove_callback(ProgressCallback)", "pass", VIEW),
     ("the view that is switched off", RECORDED, 'self.args.live_view == "auto" and has_bar', "has_bar", VIEW),
     ("every metric in a chart", CHARTS, 'charts.extend(_chart(_section_of(name), name, (name,), "lines") for name in sorted(left))', "pass", REPORT),

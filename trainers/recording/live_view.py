@@ -37,7 +37,7 @@ class LiveView(TrainerCallback):
         self._recorder, self._stopwatch = recorder, stopwatch
         self._progress: Progress | None = None
         self._sample: Sample | None = None
-        self._last_line = 0.0
+        self._last_line = (-1, -_SECONDS_PER_LINE)  # its step, and when
         self._open = ExitStack()
         self._live: Live | None = None
 
@@ -49,7 +49,7 @@ class LiveView(TrainerCallback):
             return
         title = self._recorder.title
         self._progress = Progress(title, first_step=state.global_step, num_steps=state.max_steps, began=time.time())
-        self._sample, self._last_line = None, 0.0
+        self._sample, self._last_line = None, (-1, -_SECONDS_PER_LINE)
         console = Console(stderr=True, highlight=False)
         if console.is_terminal and not console.is_dumb_terminal:
             self._live = Live(
@@ -79,17 +79,20 @@ class LiveView(TrainerCallback):
             return
         self._progress.step = state.global_step
         self._progress.add(logs or {})
-        if self._live is None and time.monotonic() - self._last_line >= _SECONDS_PER_LINE:
-            self._last_line = time.monotonic()
-            print(line_of(self._progress, time.time()), file=sys.stderr, flush=True)
+        if self._live is None and time.monotonic() - self._last_line[1] >= _SECONDS_PER_LINE:
+            self._print_line(self._progress)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._progress is not None and self._live is None:
-            print(line_of(self._progress, time.time()), file=sys.stderr, flush=True)
+        if self._progress is not None and self._live is None and self._last_line[0] != state.global_step:
+            self._print_line(self._progress)
         self._open.close()
         self._progress = None
+
+    def _print_line(self, progress: Progress) -> None:
+        self._last_line = (progress.step, time.monotonic())
+        print(line_of(progress, time.time()), file=sys.stderr, flush=True)
 
     def _view(self) -> Any:
         assert self._progress is not None

@@ -126,7 +126,7 @@ class CollectedBatches(TrainerCallback):
         collected, step = TrajectoryDataset.load(self._file(number)), number * self._trainer.args.collect_every
         found = collected[0].metadata.get("policy_version")
         if found != step:
-            raise ValueError(
+            raise TrajectoryFileError(
                 f"{self._file(number)} was collected before step {found}, and this run collects its round {number} "
                 f"before step {step}: go on with the collect_every of the run"
             )
