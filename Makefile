@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-vllm test-browser check format lint types mutants bench docs build clean
+.PHONY: help install quickstart test test-slow test-vllm test-browser check format lint types mutants bench docs screenshots build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench: $(INSTALLED) ## measure us beside TRL, about 8 minutes; see benchmarks/RE
 
 docs: $(INSTALLED) ## build the documentation site in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+screenshots: docs ## take the pictures in docs/images from the quickstart's run, in headless Chromium
+	PYTHONPATH=. $(BIN)/python docs/_site/screenshots.py
 
 build: $(INSTALLED) ## wheel and source archive in dist/
 	$(BIN)/python -m build --outdir dist
