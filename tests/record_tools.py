@@ -30,7 +30,7 @@ def setup(**changes):
     }
 
 
-def write_run(output_dir, *, num_steps=40, texts=("right", "wrong"), **changes):
+def write_run(output_dir, *, num_steps=40, texts=("right", "Wrong"), **changes):
     """A run whose reward rises, with two samples a step; the first of each step is right."""
     folder = RecordFolder(output_dir)
     folder.begin(setup(**changes), step=0)

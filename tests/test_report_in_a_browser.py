@@ -120,7 +120,7 @@ def test_the_samples_are_searched_sorted_and_walked_through_by_keyboard(opened, 
     page.keyboard.press("/")
     page.keyboard.type("WRONG")
     assert page.inner_text("#found") == "40 of 80"
-    assert {"wrong"} == set(page.locator("#list .what").all_inner_texts())
+    assert {"Wrong"} == set(page.locator("#list .what").all_inner_texts())
     page.keyboard.press("Tab")  # run is hidden: one run only
     page.keyboard.press("End")  # of the list of orders
     assert page.input_value("#sort") == "length"
@@ -131,9 +131,9 @@ def test_the_samples_are_searched_sorted_and_walked_through_by_keyboard(opened, 
     assert "38" in page.inner_text("#detail .tokens")  # of steps 40, 39, 38
     assert page.get_attribute("#list", "aria-activedescendant") == "sample-2"
     page.keyboard.press("End")
-    assert page.inner_text("#detail .tokens").startswith("Q: 1 wrong")
+    assert page.inner_text("#detail .tokens").startswith("Q: 1 Wrong")
     page.uncheck("#descending")
-    assert page.inner_text("#detail .tokens").startswith("Q: 1 wrong")
+    assert page.inner_text("#detail .tokens").startswith("Q: 1 Wrong")
     page.fill("#search", "no such text")
     assert page.inner_text("#found") == "0 of 80" and "Nothing found" in page.inner_text("#detail")
 
