@@ -148,6 +148,8 @@ def test_the_tokens_are_coloured_by_their_weights(opened, tmp_path):
     assert page.evaluate("getComputedStyle(document.querySelector('#detail .positive')).backgroundColor") == (
         "rgba(46, 160, 67, 0.7)"
     )
+    page.uncheck("#descending")  # the smallest reward, whose weight is negative
+    assert spans.nth(2).get_attribute("class") == "negative"
 
 
 def test_all_samples_of_a_long_run_can_be_reached(opened, tmp_path):
