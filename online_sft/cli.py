@@ -21,6 +21,7 @@ from online_sft.launching import (
     one_line_errors,
     parse,
     print_help_if_asked,
+    without_warnings,
     working_directory_on_path,
 )
 
@@ -236,8 +237,6 @@ def _inspect(arguments: list[str]) -> None:
 
 
 def _verify(arguments: list[str]) -> None:
-    import logging
-
     import online_sft
 
     online_sft._own_trainers()
@@ -250,11 +249,10 @@ def _verify(arguments: list[str]) -> None:
     from online_sft.verification import verify_each_option
     from online_sft.verification_report import print_verification, write_verification
 
-    logging.getLogger("trainers.online_sft_config").setLevel(logging.ERROR)  # the ledger comes with the table
     on_cpu = ["--use_cpu", "true", "--bf16", "false"]  # a GPU run's config file works here too
-    show, config, _, _, _ = parse(
-        "online-sft verify", [*on_cpu, *arguments], (VerifyArguments, OnlineSFTConfig, DataArguments, RewardArguments)
-    )
+    dataclasses = (VerifyArguments, OnlineSFTConfig, DataArguments, RewardArguments)
+    with without_warnings("trainers.online_sft_config"):  # the ledger comes with the table
+        show, config, _, _, _ = parse("online-sft verify", [*on_cpu, *arguments], dataclasses)
     rows, ledger = verify_each_option(config.method), config.bias_ledger()
     print_verification(rows, ledger, config.beta, show.tolerance, Console(highlight=False))
     if show.json:

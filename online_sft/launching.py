@@ -1,6 +1,7 @@
 """What `online-sft` and `python -m online_sft.train` share: arguments, errors in one line, and the run itself."""
 
 import difflib
+import logging
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ __all__ = [
     "parse",
     "parser_of",
     "print_help_if_asked",
+    "without_warnings",
     "working_directory_on_path",
 ]
 
@@ -81,6 +83,18 @@ def working_directory_on_path() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
+
+
+@contextmanager
+def without_warnings(name: str) -> Iterator[None]:
+    """Of a logger, which are said elsewhere."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def print_help_if_asked(
