@@ -55,6 +55,15 @@ def test_the_card_of_an_online_run_has_method_ledger_data_evaluation_configurati
     assert re.search(r"With online-sft \S+, python \S+, torch \S+", card) and "1 process," in card
 
 
+def test_a_stream_and_a_huge_data_set_have_no_digest(model, tokenizer, cpu_args, monkeypatch):
+    rows = Dataset.from_list([{"prompt": "1 + 1 =", "completion": "2", "advantages": 1.0}] * 4)
+    args = WeightedSFTConfig(**{**cpu_args, "max_steps": 1})
+    for data, said in ((rows.to_iterable_dataset(), "A stream: its rows were not counted."), (rows, "too many")):
+        monkeypatch.setattr("trainers.recording.setup._MOST_BYTES", 10)
+        WeightedSFTTrainer(model, args, train_dataset=data, processing_class=tokenizer).create_model_card()
+        assert said in section(Path("out/README.md").read_text(), "Data")
+
+
 def test_the_card_of_a_weighted_run_says_its_formula(model, tokenizer, cpu_args):
     rows = Dataset.from_list([{"prompt": "1 + 1 =", "completion": "2", "advantages": 1.0}] * 4)
     args = WeightedSFTConfig(**{**cpu_args, "max_steps": 1}, loss_denominator="sequences")

@@ -43,7 +43,8 @@ def _method(setup: Mapping[str, Any]) -> list[str]:
 def _data(data: Mapping[str, Any]) -> list[str]:
     if data["rows"] is None:
         return [f"{data['kind'].capitalize()}: its rows were not counted."]
-    return [f"{data['rows']:,} rows as the trainer reads them, SHA-256 `{data['sha256']}`."]
+    digest = f"SHA-256 `{data['sha256']}`" if data["sha256"] else "too many for a digest"
+    return [f"{data['rows']:,} rows as the trainer reads them, {digest}."]
 
 
 def _evaluation(log_history: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from trainers.checkpoints.manifest import installed_versions
 
 __all__ = ["content_digest", "setup_of_run"]
 
+_MOST_BYTES = 20e9  # a digest of so much takes a minute, in which other processes wait
 _SECRETS = ("token", "key", "password", "secret")
 
 
@@ -94,11 +95,12 @@ def _numel(parameter: torch.nn.Parameter) -> int:
 
 
 def _data(trainer: Any) -> dict[str, Any]:
-    """Rows and digest as the trainer reads them: prepared, for weighted SFT."""
+    """Rows and digest as the trainer reads them: prepared, for weighted SFT. Of what is too large, no digest."""
     dataset = trainer.train_dataset
     if not isinstance(dataset, Dataset):
         return {"kind": "a stream", "rows": None, "sha256": None}
-    return {"kind": "a data set", "rows": len(dataset), "sha256": content_digest(dataset)}
+    is_small = dataset.data.nbytes <= _MOST_BYTES
+    return {"kind": "a data set", "rows": len(dataset), "sha256": content_digest(dataset) if is_small else None}
 
 
 def _hardware(trainer: Any) -> dict[str, Any]:
