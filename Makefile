@@ -69,7 +69,7 @@ bench: $(INSTALLED) ## measure us beside TRL, about 8 minutes; see benchmarks/RE
 docs: $(INSTALLED) ## build the documentation site in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-screenshots: docs ## take the pictures in docs/images from the quickstart's run, in headless Chromium
+screenshots: $(INSTALLED) ## take the pictures in docs/images from the quickstart's run, in headless Chromium
 	PYTHONPATH=. $(BIN)/python docs/_site/screenshots.py
 
 build: $(INSTALLED) ## wheel and source archive in dist/

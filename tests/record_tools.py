@@ -12,7 +12,7 @@ def setup(**changes):
     """What a run says of itself."""
     return {
         "trainer": "OnlineSFTTrainer",
-        "objective": "E[r] - 0 KL(policy || reference)",
+        "objective": "E[r]",
         "ledger": [],
         "model": "tiny",
         "parameters": 1000,

@@ -39,7 +39,7 @@ def test_the_card_of_an_online_run_has_method_ledger_data_evaluation_configurati
     trainer.create_model_card()
     card = Path("out/README.md").read_text()
     assert section(card, "What was optimised").startswith(
-        "E[r] - 0 KL(policy || reference), estimated with `prop3_stable` and baseline `optimal`.\n\nRewards: `right`."
+        "E[r], estimated with `prop3_stable` and baseline `optimal`.\n\nRewards: `right`."
     )
     assert "- `top_p=0.5`: unlikely tokens are never sampled" in card
     assert section(card, "Data") == f"8 rows as the trainer reads them, SHA-256 `{content_digest(data)}`.\n"

@@ -315,7 +315,7 @@ def test_the_model_card_has_the_ledger(model, tokenizer, sgd_args):
     trainer = run(model, tokenizer, Recorder(), {**sgd_args, "top_p": 0.9})
     trainer.create_model_card(model_name="mine")
     card = Path("out/README.md").read_text()
-    assert "## What was optimised\n\nE[r] - 0 KL(policy || reference)" in card
+    assert "## What was optimised\n\nE[r], estimated with `prop3_stable`" in card
     assert "- `top_p=0.9`: unlikely tokens are never sampled" in card
 
 

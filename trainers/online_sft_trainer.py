@@ -141,8 +141,8 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
     @property
     def objective(self) -> str:
         """What is maximised, for people."""
-        how = f"estimated with `{self._method.estimator}` and baseline `{self._method.baseline}`"
-        return f"E[r] - {self.beta:g} KL(policy || reference), {how}"
+        price = f" - {self.beta:g} KL(policy || reference)" if self.beta else ""
+        return f"E[r]{price}, estimated with `{self._method.estimator}` and baseline `{self._method.baseline}`"
 
     def synced_rollouts(self) -> AbstractContextManager[RolloutEngine]:
         """Completions of the policy as it is now, by whatever generates: transformers, continuous batching or vLLM.

@@ -3,6 +3,7 @@
 import argparse
 import io
 import shutil
+import subprocess
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
@@ -23,7 +24,6 @@ _TERMINAL = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "quickstart" / "c_online_sft")
-    parser.add_argument("--site", type=Path, default=ROOT / "build" / "site")
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     run = read_record(options.run)
@@ -32,7 +32,9 @@ def main() -> None:
         terminal(browser, run)
         for scheme in ("light", "dark"):
             report(browser, run, scheme)
-            home(browser, options.site / "index.html", scheme)
+        subprocess.run(["make", "docs"], cwd=ROOT, check=True)  # which shows those
+        for scheme in ("light", "dark"):
+            home(browser, ROOT / "build" / "site" / "index.html", scheme)
         browser.close()
 
 

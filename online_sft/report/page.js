@@ -128,7 +128,7 @@ function tracesOf(chart) {
         return;
       }
       if (isMiddle && view.smoothing > 0 && series.steps.length > 2) {
-        traces.push({ ...common, y: series.values, line: { color: translucent(colour, 0.25), width: 1 }, hoverinfo: "skip", showlegend: false });
+        traces.push({ ...common, y: series.values, line: { color: translucent(colour, 0.4), width: 1 }, hoverinfo: "skip", showlegend: false });
       }
       const fill = isBand && lineIndex === 2 ? { fill: "tonexty", fillcolor: translucent(colour, 0.18) } : {};
       traces.push({ ...common, ...fill, y: smoothed, line, showlegend: isMiddle });
