@@ -43,6 +43,7 @@ OF_RECORDING = [
     ("escape sequences in samples", TERMINAL, "text.append(visible(token)", "text.append(token", VIEW),
     ("lines now and then", LIVE, "time.monotonic() - self._last_line[1] >= _SECONDS_PER_LINE", "True", VIEW),
     ("the bar that is replaced", RECORDED, "self.remove_callback(ProgressCallback)", "pass", VIEW),
+    ("a terminal that is given back", RECORDED, "self._view.close()", "pass", VIEW),
     ("the view that is switched off", RECORDED, 'self.args.live_view == "auto" and has_bar', "has_bar", VIEW),
     ("every metric in a chart", CHARTS, 'charts.extend(_chart(_section_of(name), name, (name,), "lines") for name in sorted(left))', "pass", REPORT),
     ("a metric in one chart", CHARTS, "left -= set(logged)", "pass", REPORT),

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from rich.console import Console
+from rich.file_proxy import FileProxy
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from online_sft import WeightedSFTConfig, WeightedSFTTrainer
@@ -121,6 +123,24 @@ trainer = WeightedSFTTrainer(model, args, train_dataset=data, processing_class=t
 trainer.train()
 print("after")
 """
+
+
+class Failure(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_an_exception_gives_the_terminal_back(model, tokenizer, cpu_args, monkeypatch, capsys):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setattr("rich.console.Console.is_dumb_terminal", False)
+    trainer = a_trainer(model, tokenizer, cpu_args)
+    trainer.add_callback(Failure())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    written = capsys.readouterr().err
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert written.count(hide) == written.count(show) == 1 and written.index(hide) < written.index(show)
+    assert sys.stderr is not None and not isinstance(sys.stderr, FileProxy)
 
 
 @pytest.mark.slow

@@ -44,7 +44,6 @@ class LiveView(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._open.close()  # of a run that ended in an exception
         if not state.is_world_process_zero:
             return
         title = self._recorder.title
@@ -87,6 +86,10 @@ class LiveView(TrainerCallback):
     ) -> None:
         if self._progress is not None and self._live is None and self._last_line[0] != state.global_step:
             self._print_line(self._progress)
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the view as it is, and gives the terminal back."""
         self._open.close()
         self._progress = None
 

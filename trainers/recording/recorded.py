@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from trainers.model_card import run_sections
 from trainers.recording.costs import Costs
@@ -24,7 +25,7 @@ class RecordedTrainer(Trainer):
 
     Overrides of `Trainer`, and why:
         __init__: adds the recorder, and the view in place of the progress bar.
-        get_batch_samples: timed. evaluate: timed. _save_checkpoint: timed.
+        train: closes the view, whatever ends it. get_batch_samples: timed. evaluate: timed. _save_checkpoint: timed.
         log: adds what the run costs.
         create_model_card: adds method, data, evaluation, configuration, command.
     """
@@ -33,6 +34,7 @@ class RecordedTrainer(Trainer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._costs = Costs()
+        self._view: LiveView | None = None
         super().__init__(*args, **options)
         self.recorder = Recorder(self)
         self.add_callback(self._costs)
@@ -40,12 +42,20 @@ class RecordedTrainer(Trainer):
         has_bar = any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks)
         if self.args.live_view == "auto" and has_bar:
             self.remove_callback(ProgressCallback)
-            self.add_callback(LiveView(self.recorder, self.stopwatch))
+            self._view = LiveView(self.recorder, self.stopwatch)
+            self.add_callback(self._view)
 
     @property
     def stopwatch(self) -> Stopwatch:
         """`with trainer.stopwatch("rollout"):` counts the body as that section of the time."""
         return self._costs.stopwatch
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._view is not None:
+                self._view.close()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         with self.stopwatch("data"):
