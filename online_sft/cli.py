@@ -178,6 +178,7 @@ def _inspect(arguments: list[str]) -> None:
     from online_sft.inspection import print_inspection
     from online_sft.inspection_page import html_page
     from trainers.inspection import inspect_dataset
+    from trainers.model_files import check_model
 
     named = ["--dataset_name"] if arguments and not arguments[0].startswith("-") else []
     on_cpu = ["--use_cpu", "true", "--bf16", "false"]  # a GPU run's config file works here too
@@ -192,9 +193,9 @@ def _inspect(arguments: list[str]) -> None:
     try:
         tokenizer = None
         if model.model_name_or_path is not None:
-            tokenizer = AutoTokenizer.from_pretrained(
-                model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
-            )
+            remote = {"revision": model.model_revision, "trust_remote_code": config.trust_remote_code}
+            check_model(model.model_name_or_path, "model", **remote)
+            tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **remote)
         inspection = inspect_dataset(dataset, config, tokenizer, num_shown=show.rows)
         if show.html:
             with open(show.html, "w", encoding="utf-8") as file:
@@ -229,7 +230,10 @@ def _verify(arguments: list[str]) -> None:
     rows, ledger = verify_each_option(config.method), config.bias_ledger()
     print_verification(rows, ledger, config.beta, show.tolerance, Console(highlight=False))
     if show.json:
-        write_verification(show.json, rows, ledger, show.tolerance)
+        try:
+            write_verification(show.json, rows, ledger, show.tolerance)
+        except OSError as error:
+            raise UsageError(error) from error
     if rows[0][1].relative_bias > show.tolerance:
         raise SystemExit(1)
 
@@ -337,14 +341,19 @@ def _load_reward(name: str) -> Any:
     """A reward function by import path; the trainer knows what other names and paths of reward models mean."""
     import importlib
 
+    if name.endswith(".py"):
+        module = os.path.basename(name).removesuffix(".py")
+        raise UsageError(f"reward function {name!r} is a file; name the function in it: {module}.my_reward")
     if os.sep in name or "." not in name:
         return name
     module, attribute = name.rsplit(".", 1)
     try:
         with working_directory_on_path():
             return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"reward function {name!r} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UsageError(
+            f"reward function {name!r} cannot be imported: {error}; give MODULE.FUNCTION, seen from {os.getcwd()}"
+        ) from error
 
 
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:
