@@ -208,6 +208,7 @@ def _inspect(arguments: list[str]) -> None:
     from online_sft.inspection import print_inspection
     from online_sft.inspection_page import html_page
     from trainers.inspection import inspect_dataset
+    from trainers.model_files import check_model
 
     named = ["--dataset_name"] if arguments and not arguments[0].startswith("-") else []
     on_cpu = ["--use_cpu", "true", "--bf16", "false"]  # a GPU run's config file works here too
@@ -222,9 +223,9 @@ def _inspect(arguments: list[str]) -> None:
     try:
         tokenizer = None
         if model.model_name_or_path is not None:
-            tokenizer = AutoTokenizer.from_pretrained(
-                model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
-            )
+            remote = {"revision": model.model_revision, "trust_remote_code": config.trust_remote_code}
+            check_model(model.model_name_or_path, "model", **remote)
+            tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **remote)
         inspection = inspect_dataset(dataset, config, tokenizer, num_shown=show.rows)
         if show.html:
             with open(show.html, "w", encoding="utf-8") as file:
@@ -256,50 +257,24 @@ def _verify(arguments: list[str]) -> None:
     rows, ledger = verify_each_option(config.method), config.bias_ledger()
     print_verification(rows, ledger, config.beta, show.tolerance, Console(highlight=False))
     if show.json:
-        write_verification(show.json, rows, ledger, show.tolerance)
+        try:
+            write_verification(show.json, rows, ledger, show.tolerance)
+        except OSError as error:
+            raise UsageError(error) from error
     if rows[0][1].relative_bias > show.tolerance:
         raise SystemExit(1)
 
 
 def _score(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="online-sft score", description=COMMANDS["score"].summary, allow_abbrev=False)
-    parser.add_argument("file", help="A .jsonl, .json, .csv or .parquet file.")
-    parser.add_argument("--gold", required=True, metavar="COLUMN", help="Right answers, or solutions that end in one.")
-    parser.add_argument("--completion", required=True, metavar="COLUMN", help="What to grade: texts or chats.")
-    parser.add_argument("--label", metavar="COLUMN", help="True or false by another grader; default: `label`, if any.")
-    parser.add_argument("--output", metavar="FILE.jsonl", help="Write the rows here, each with its `verdict`.")
-    parser.add_argument("--timeout_s", type=float, default=2.0, help="Wall clock for one answer. Default: 2.")
-    options = parser.parse_args(arguments)
-    from rich.console import Console
+    from online_sft.score_command import main as score
 
-    from online_sft.rewards import MathVerificationReward
-    from online_sft.scoring import as_label, print_confusion, print_verdicts, write_verdicts
-
-    dataset = load_split(DataArguments(dataset_name=options.file), "train")
-    for column in filter(None, (options.gold, options.completion, options.label)):
-        if column not in dataset.column_names:
-            raise UsageError(f"{options.file} has no column {column!r}; it has {', '.join(dataset.column_names)}")
-    console = Console(highlight=False)
-    try:
-        reward = MathVerificationReward(gold_column=options.gold, timeout_s=options.timeout_s)
-        golds = {options.gold: dataset[options.gold]}
-        for line in reward.check_dataset(golds):
-            console.print(f"bad gold: {line}", markup=False)
-        verdicts = reward.verdicts(dataset[options.completion], reward.golds(golds))
-        print_verdicts(verdicts, console)
-        label = options.label or ("label" if "label" in dataset.column_names else None)
-        if label:
-            print_confusion(verdicts, [as_label(value) for value in dataset[label]], console)
-        if options.output:
-            write_verdicts(options.output, dataset, verdicts)
-    except (ValueError, OSError) as error:
-        raise UsageError(error) from error
+    score(arguments, COMMANDS["score"].summary)
 
 
 def _report(arguments: list[str]) -> None:
     from online_sft.report.command import main as report
 
-    report(arguments)
+    report(arguments, COMMANDS["report"].summary)
 
 
 def _env(arguments: list[str]) -> None:
@@ -374,14 +349,19 @@ def _load_reward(name: str) -> Any:
     """A reward function by import path; the trainer knows what other names and paths of reward models mean."""
     import importlib
 
+    if name.endswith(".py"):
+        module = os.path.basename(name).removesuffix(".py")
+        raise UsageError(f"reward function {name!r} is a file; name the function in it: {module}.my_reward")
     if os.sep in name or "." not in name:
         return name
     module, attribute = name.rsplit(".", 1)
     try:
         with working_directory_on_path():
             return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"reward function {name!r} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UsageError(
+            f"reward function {name!r} cannot be imported: {error}; give MODULE.FUNCTION, seen from {os.getcwd()}"
+        ) from error
 
 
 def _train(trainer_class: type, data: Any, config: Any, model: Any, **arguments: Any) -> None:

@@ -5,11 +5,14 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+
+from online_sft.advice import with_advice
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -35,6 +38,11 @@ _HELP_OF_DRY_RUN = (
     "Do not train, nor load the model: print the batch arithmetic, an estimate of the memory, what biases the gradient "
     "and three examples as they would be trained on; exit code 2 for what would be refused. On the command line only."
 )
+_LAYOUTS = {
+    "json": "a .jsonl or .json file holds one JSON object per line, in UTF-8",
+    "csv": "a .csv file holds a line of column names and then rows, in UTF-8",
+    "parquet": "a .parquet file is binary, as Dataset.to_parquet writes it",
+}
 
 
 @dataclass
@@ -58,11 +66,13 @@ class UsageError(Exception):
 @contextmanager
 def one_line_errors(prog: str) -> Iterator[None]:
     """Turns a `UsageError` into one line on stderr and exit code 2; of several processes, the launcher repeats it."""
+    # of peft 0.21 and trl 1.16, which use a name that transformers 5.23 warns about; who types a command cannot
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     try:
         with _told_to_the_launcher():
             yield
     except UsageError as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: error: {with_advice(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -147,7 +157,6 @@ def parse(
     Raises:
         UsageError: for what cannot be parsed, and for what a config's own checks refuse.
     """
-    import yaml
 
     def refuse(message: str) -> NoReturn:
         raise UsageError(message)
@@ -165,10 +174,12 @@ def parse(
         raise SystemExit(0)
     arguments = _spelled_our_way(arguments)
     try:
-        _refuse_unknown(given_fields(arguments), parser)
+        given = given_fields(arguments)
+        _refuse_unknown(given, parser)
+        _refuse_other_kinds(given, parser)
         with tempfile.TemporaryDirectory() as folder:
             return parser.parse_args_and_config(_with_flat_config(arguments, Path(folder)))
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(error) from error
 
 
@@ -185,16 +196,10 @@ def given_fields(arguments: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: when the file cannot be read.
     """
-    import yaml
-
     arguments = _spelled_our_way(arguments)
     given: dict[str, Any] = {}
     if "--config" in arguments:
-        try:
-            config = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(error) from error
-        given |= _flat(config) if isinstance(config, Mapping) else {}
+        given |= _flat(_config_in(arguments[arguments.index("--config") + 1]))
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word.startswith("--"):
             name, has_value, value = word.removeprefix("--").partition("=")
@@ -217,11 +222,12 @@ def fit(
     `resume_from_checkpoint` is "auto" for the last whole checkpoint, or a new start where there is none.
 
     Raises:
-        UsageError: when the trainer refuses the model, the data or a combination of options, or a server, a journal or
-            a group of Atropos ends the run.
+        UsageError: when the trainer refuses the model, the data or a combination of options, a package is missing, or
+            a reward function's return, a server, a journal or a group of Atropos ends the run.
     """
     from trl import get_peft_config, get_quantization_config
 
+    from online_sft.rewards.checked import RewardError
     from online_sft.trajectories.damage import TrajectoryFileError
     from trainers.atropos.batches import ATROPOS_ERRORS
     from trainers.checkpoints.manifest import ResumeError
@@ -247,11 +253,16 @@ def fit(
             quantization_config=get_quantization_config(model),
             **arguments,
         )
-    except (ValueError, OSError) as error:
+        trainer.get_optimizer_cls_and_kwargs(config, trainer.model)  # its package may be missing
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(error) from error
     try:
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     except (ResumeError, TrajectoryFileError, *ATROPOS_ERRORS) as error:
+        raise UsageError(error) from error
+    except RewardError as error:
+        if error.__cause__ is not None:  # the user's own code has raised: its traceback tells where
+            raise
         raise UsageError(error) from error
     trainer.save_model(config.output_dir)
     if config.save_merged_model:
@@ -263,6 +274,7 @@ def fit(
 
 def load_split(data: DataArguments, split: str) -> "Dataset | IterableDataset":
     """One split of a hub data set, a local folder, or a local .json, .jsonl, .csv or .parquet file."""
+    import datasets
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -270,6 +282,10 @@ def load_split(data: DataArguments, split: str) -> "Dataset | IterableDataset":
         raise UsageError("no data: set --dataset_name to a hub id, a folder, or a .jsonl, .json, .csv or .parquet file")
     builders = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
     builder = next((kind for ending, kind in builders.items() if data.dataset_name.endswith(ending)), None)
+    if builder is None and os.path.isfile(data.dataset_name):
+        raise UsageError(f"{data.dataset_name!r} is of no known kind; make it a file of {', '.join(builders)}")
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log what we raise
     try:
         if builder:
             if split != data.dataset_train_split:
@@ -281,7 +297,10 @@ def load_split(data: DataArguments, split: str) -> "Dataset | IterableDataset":
         raise UsageError(f"cannot load split {split!r} of {data.dataset_name!r}: {error}") from error
     except (DatasetGenerationError, StopIteration) as error:  # what is no JSON, and an empty file
         reason = error.__cause__ or "it holds no rows"
-        raise UsageError(f"cannot read split {split!r} of {data.dataset_name!r}: {reason}") from error
+        hint = f"; {_LAYOUTS[builder]}" if builder else ""
+        raise UsageError(f"cannot read split {split!r} of {data.dataset_name!r}: {reason}{hint}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _spelled_our_way(arguments: list[str]) -> list[str]:
@@ -303,12 +322,27 @@ def _with_flat_config(arguments: list[str], folder: Path) -> list[str]:
     if "--config" not in arguments:
         return arguments
     place = arguments.index("--config") + 1
-    config = yaml.safe_load(Path(arguments[place]).read_text())
-    if not isinstance(config, Mapping) or "data" not in config:
+    config = _config_in(arguments[place])
+    if "data" not in config:
         return arguments
     flat = folder / "config.yaml"
     flat.write_text(yaml.safe_dump(_flat(config)))
     return [*arguments[:place], str(flat), *arguments[place + 1 :]]
+
+
+def _config_in(file: str) -> Mapping[str, Any]:
+    import yaml
+
+    way_out = "its lines are `name: value`, indented with spaces, in UTF-8"
+    try:
+        config = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(error) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"the config file {file} is no YAML; {way_out}: {error}") from error
+    if not isinstance(config, Mapping):
+        raise UsageError(f"the config file {file} sets no fields, it holds {config!r:.60}; {way_out}")
+    return config
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,4 +361,23 @@ def _refuse_unknown(given: Mapping[str, Any], parser: "TrlParser") -> None:
     for key in given:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            if isinstance(given[key], Mapping):
+                raise ValueError(
+                    f"unknown argument {key!r}: fields are in no sections; write {', '.join(map(str, given[key]))} at "
+                    f"the left margin, without {key!r}"
+                )
             raise ValueError(f"unknown argument {key!r}; did you mean {nearest!r}?")
+
+
+def _refuse_other_kinds(given: Mapping[str, Any], parser: "TrlParser") -> None:
+    """Of what YAML has read: argparse looks at texts only, and the rest would fail deep inside."""
+    kinds = {action.dest: action.type for action in parser._actions if action.nargs is None}
+    hints = {name: hint for each in parser.dataclass_types for name, hint in get_type_hints(each).items()}
+    for name, value in given.items():
+        kind = kinds.get(name)
+        may_be_none = type(None) in get_args(hints.get(name))
+        if kind not in (int, float) or isinstance(value, str) or (value is None and may_be_none):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            number = "whole number" if kind is int else "number"
+            raise ValueError(f"{name} must be a {number}; the config file has {name}: {value!r}")

@@ -1,5 +1,6 @@
 """The data of a task: prompts for TL;DR summaries or math problems, in training and validation parts."""
 
+import difflib
 import logging
 import math
 import random
@@ -120,6 +121,9 @@ def _gym_problems(name: str, seed: int) -> "Dataset":
         raise ImportError("this data set needs reasoning-gym: pip install 'online-sft[reasoning-gym]'") from error
     from datasets import Dataset
 
+    if name not in reasoning_gym.factory.DATASETS:
+        nearest = difflib.get_close_matches(name, reasoning_gym.factory.DATASETS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"reasoning-gym has no data set {name!r}; did you mean {nearest!r}?")
     items = reasoning_gym.create_dataset(name, seed=seed, size=_NUM_GYM_PROBLEMS)
     return Dataset.from_list([{**item, "metadata": item["metadata"]["source_dataset"]} for item in items])
 

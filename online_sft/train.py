@@ -109,12 +109,14 @@ def _run(arguments: list[str]) -> None:
 def _data(task: TaskArguments, dataset_name: str | None, config: Any, model: Any) -> "tuple[Dataset, Dataset]":
     from transformers import AutoTokenizer
 
+    from trainers.model_files import check_model
+
     if config.process_index > 0:  # one report of what is left out is enough
         logging.getLogger("online_sft.tasks").setLevel(logging.ERROR)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
-        )
+        remote = {"revision": model.model_revision, "trust_remote_code": config.trust_remote_code}
+        check_model(model.model_name_or_path, "model", **remote)
+        tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **remote)
         with config.main_process_first():  # it fills the cache of the data set
             train, validation, _ = prepare_dataset(
                 task.task_type,

@@ -91,7 +91,9 @@ def test_an_unknown_key_in_the_config_file_is_an_error_too(capsys, tmp_path):
 
 def test_a_config_file_that_is_not_yaml_is_an_error_too(capsys, tmp_path):
     (tmp_path / "run.yaml").write_text("max_steps: [1, 2\n")
-    assert "online-sft online: error: while parsing a flow sequence" in error_of(capsys, "online", "--config=run.yaml")
+    line = error_of(capsys, "online", "--config=run.yaml")
+    assert line.startswith("online-sft online: error: the config file run.yaml is no YAML")
+    assert "while parsing a flow sequence" in line
 
 
 def test_an_unknown_command_is_refused(capsys):

@@ -1,6 +1,7 @@
 """What `WeightedSFTTrainer` would train on: a trainer of a toy model prepares the data, and its rows are read back."""
 
 import copy
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -176,6 +177,7 @@ def _weights(trainer: WeightedSFTTrainer, rows: Sequence[Mapping[str, Any]]) -> 
 
 def _trainer(dataset: Dataset, args: WeightedSFTConfig, tokenizer: PreTrainedTokenizerBase | None) -> _Trainer:
     """A trainer of a model too small to matter, which neither cuts nor packs nor shuffles."""
+    is_unknown = tokenizer is None
     tokenizer = _tokenizer_without_words() if tokenizer is None else tokenizer
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -187,6 +189,8 @@ def _trainer(dataset: Dataset, args: WeightedSFTConfig, tokenizer: PreTrainedTok
             num_key_value_heads=1,
         )
     )
+    if is_unknown:  # any id may be a token
+        model.config.vocab_size = sys.maxsize
     with tempfile.TemporaryDirectory() as folder:  # the trainer makes its output_dir
         config = WeightedSFTConfig(
             output_dir=folder,

@@ -15,6 +15,7 @@ from online_sft.importance import IMPORTANCE_SAMPLING_MODES
 from online_sft.ledger import Bias, bias_ledger
 from online_sft.method import Method
 from online_sft.proposition3 import Proposition3
+from trainers.argument_checks import check_arguments
 from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
 from trainers.options import OnlineSFTOptions
@@ -70,6 +71,9 @@ _CHOICES = {
     "unscorable_if": ("any", "all"),
 }
 _POSITIVE = (
+    "temperature",
+    "top_p",
+    "repetition_penalty",
     "denom_eps",
     "clip_weight_value",
     "importance_sampling_clip_max",
@@ -109,6 +113,7 @@ class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, Re
     """
 
     def __post_init__(self) -> None:
+        check_arguments(self, "num_generations", "max_completion_length", "num_iterations", "steps_per_generation")
         self._refuse_impossible_values()
         self.check_recording()
         self._resolve_response_length()
@@ -163,6 +168,10 @@ class OnlineSFTConfig(OnlineSFTOptions, WeightSyncOptions, CheckpointOptions, Re
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must be 0 or more; got {value}")
+        if self.top_p > 1:
+            raise ValueError(f"top_p is a share of the probability, at most 1; got {self.top_p}")
+        if self.top_k is not None and self.top_k < -1:
+            raise ValueError(f"top_k counts tokens; 0 or -1 takes all of them; got {self.top_k}")
         low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
         if low is not None and high is not None and low >= high:
             raise ValueError(

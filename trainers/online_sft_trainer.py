@@ -29,12 +29,13 @@ from trainers.engine.faults import ServerGuard
 from trainers.engine.rollouts import RolloutEngine, synced_rollouts
 from trainers.engine.weight_sync import WeightSync
 from trainers.group_filter import replaced_degenerate_groups
+from trainers.model_files import check_policy
 from trainers.online_metrics import OnlineMetrics
 from trainers.online_sft_config import OnlineSFTConfig
-from trainers.prompts import check_prompts, draw_rows
+from trainers.prompts import check_prompts, check_template, draw_rows
 from trainers.recording.recorded import RecordedTrainer
 from trainers.recording.samples import completion_samples
-from trainers.reward_functions import named_rewards, with_overlong_penalty
+from trainers.reward_functions import named_rewards, told_when, with_overlong_penalty
 from trainers.reward_models import placed_reward_models, with_reward_models
 from trainers.running_baselines import RunningBaselines
 
@@ -109,6 +110,8 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
         reward_funcs = named_rewards(reward_funcs, args)
         supplies_own_columns = options.get("environment_factory") or options.get("rollout_func")
         check_prompts(train_dataset, reward_funcs, args, has_all_columns=not supplies_own_columns)
+        if isinstance(model, str):
+            check_policy(model, args, needs_tokenizer=processing_class is None)
         reward_funcs = with_overlong_penalty(with_reward_models(reward_funcs, args, reward_processing_classes), args)
         check_engine(args, model)
         with in_dtype_of_the_policy(self, args):
@@ -116,6 +119,7 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
             super().__init__(
                 model, reward_funcs or None, args, train_dataset, eval_dataset, processing_class, None, *more, **options
             )
+        check_template(train_dataset, self._tokenizer.chat_template)
         self.reward_funcs = [
             checked(function, name)
             for function, name in zip(placed_reward_models(self), self.reward_func_names, strict=True)
@@ -181,7 +185,7 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list[list[int]]
     ) -> Tensor:
-        with self.stopwatch("reward"):
+        with self.stopwatch("reward"), told_when(self):
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         missing = rewards_per_func.isnan()
         # the overlong penalty, the last of them, never says None

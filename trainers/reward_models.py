@@ -10,6 +10,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import get_config_model_id
 
 from online_sft.rewards import CombinedReward, NeuralRewardModel
+from trainers.model_files import check_model
 from trainers.online_sft_config import OnlineSFTConfig
 
 __all__ = ["placed_reward_models", "with_reward_models"]
@@ -76,6 +77,7 @@ def _converted(function: Any, tokenizer: Any, args: OnlineSFTConfig) -> Any:
 def _loaded(path: str, args: OnlineSFTConfig) -> nn.Module:
     options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     options.pop("revision", None)
+    check_model(path, "reward function or model", trust_remote_code=args.trust_remote_code)
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process has the whole model
     model, report = AutoModelForSequenceClassification.from_pretrained(path, **options, output_loading_info=True)

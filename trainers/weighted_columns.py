@@ -14,7 +14,8 @@ def check_columns(row: Mapping[str, Any], args: WeightedSFTConfig, dataset_name:
     Raises:
         ValueError: what it needs, and which columns it has.
     """
-    messages = [m for name in ("messages", "conversations", "prompt", "completion") for m in row.get(name) or []]
+    conversations = [row.get(name) for name in ("messages", "conversations", "prompt", "completion")]
+    messages = [message for value in conversations if isinstance(value, list) for message in value]
     on_messages = any(isinstance(message, dict) and "weight" in message for message in messages)
     columns = ", ".join(row)
     if {"tokens", "masks", "scores"} <= set(row):

@@ -29,6 +29,7 @@ from online_sft.advantages import (
     token_advantages,
 )
 from online_sft.weightings import Weighting
+from trainers.tokenised_rows import check_ids, check_labels, check_masks, check_vocabulary
 from trainers.weighted_sft_config import WeightedSFTConfig
 
 __all__ = ["cut", "is_prepared", "labelled", "rendered", "reweighted", "weighted"]
@@ -66,6 +67,7 @@ def weighted(
     from_text: bool,
     needs_weights: bool,
     with_groups: bool,
+    vocabulary_size: int,
     render: Callable[[list[Row], Row], list[int]],
 ) -> Data:
     """Tokenised rows with labels get one finite advantage per token: the row's times that of the token's message.
@@ -76,6 +78,7 @@ def weighted(
         from_text: TRL has just tokenised the rows.
         needs_weights: every row must have some; no weighting will make them.
         with_groups: number the prompts, in a column `groups`.
+        vocabulary_size: of the model, whose tokens are below it.
         render: token ids of a conversation's first messages, given them and the row.
     """
     weigh = partial(
@@ -86,6 +89,7 @@ def weighted(
         from_text=from_text,
         from_source=args.align == "source",
         with_groups=with_groups,
+        vocabulary_size=vocabulary_size,
         render=render,
     )
     if not isinstance(dataset, Dataset):
@@ -166,6 +170,8 @@ def cut(dataset: Data, columns: list[str], args: WeightedSFTConfig, dataset_name
     keeps_all = args.max_length is None or (packing and args.packing_strategy != "bfd")
     if isinstance(dataset, Dataset) and not keeps_all:
         _tell_what_is_cut(dataset, args.max_length, dataset_name)
+    if isinstance(dataset, Dataset) and dataset_name == "train":
+        _tell_if_all_are_zero(dataset)
     if packing:
         if args.max_length is None:
             raise ValueError("packing needs max_length, the length of a packed row; it is None")
@@ -177,6 +183,11 @@ def cut(dataset: Data, columns: list[str], args: WeightedSFTConfig, dataset_name
         dataset = _map(dataset, partial(_cut_row, columns=columns, max_length=args.max_length), args, indices=False)
         with PartialState().main_process_first():
             kept = dataset.filter(_has_loss, **_workers(dataset, args))
+        if isinstance(kept, Dataset) and not len(kept):
+            raise ValueError(
+                f"no row of the {dataset_name} dataset has a loss token within max_length={args.max_length}; raise it, "
+                "or look at the data with `online-sft inspect`"
+            )
         if isinstance(kept, Dataset) and len(kept) < len(dataset):
             logger.warning(
                 "%d of %d rows of the %s dataset have no loss token within max_length=%d and were dropped",
@@ -217,22 +228,13 @@ def _plain_row(row: Row) -> Row:
 
 def _label_row(row: Row, index: int, *, dataset_name: str, masks: list[str], from_source: bool) -> Row:
     name, tokens = f"row {index} of the {dataset_name} dataset", row["input_ids"]
+    check_ids(row, "input_ids", name=name)
+    check_masks(row, masks, name=name)
     bits = {mask: row[mask] for mask in masks}
-    for mask, values in bits.items():
-        if values is None:
-            raise ValueError(f"{name} has no `{mask}`, and other rows have")
-        if len(values) != len(tokens):
-            raise ValueError(f"{name} has {len(values)} entries in `{mask}` for {len(tokens)} tokens")
-        odd = next((value for value in values if value not in (0, 1)), None)
-        if odd is not None:
-            raise ValueError(
-                f"{name} has {odd} in `{mask}`, which must hold 1 on loss tokens and 0 elsewhere (Atropos' masks hold "
-                "-100 or the token: they are `labels`)"
-            )
     changed: Row = {}
     labels = tokens
     if "labels" in row:
-        _check_labels(name, row)
+        check_labels(row, name=name)
         labels = row["labels"]
     if from_source:
         bits = {
@@ -248,12 +250,6 @@ def _label_row(row: Row, index: int, *, dataset_name: str, masks: list[str], fro
     return changed
 
 
-def _check_labels(name: str, row: Row) -> None:
-    labels, num_tokens = row["labels"], len(row["input_ids"])
-    if labels is None or len(labels) != num_tokens:
-        raise ValueError(f"{name} has {'no' if labels is None else len(labels)} labels for {num_tokens} tokens")
-
-
 def _weigh_row(
     row: Row,
     index: int,
@@ -264,13 +260,14 @@ def _weigh_row(
     from_text: bool,
     from_source: bool,
     with_groups: bool,
+    vocabulary_size: int,
     render: Callable[[list[Row], Row], list[int]],
 ) -> Row:
     name, tokens, labels = f"row {index} of the {dataset_name} dataset", row["input_ids"], row["labels"]
-    _check_labels(name, row)
-    unknown = [label for label in set(labels) if label < 0 and label != -100]
-    if unknown:
-        raise ValueError(f"{name} has the label {unknown[0]}; a token without loss has the label -100")
+    check_ids(row, "input_ids", name=name)
+    check_labels(row, name=name)
+    if not from_text:  # TRL may have added tokens to the model for its own
+        check_vocabulary(row, vocabulary_size, name=name)
     lists = [column for column in ("advantages", "ref_log_probs") if isinstance(row.get(column), list)]
     if from_text and from_source and lists:
         raise ValueError(f"{name} is text with a list of {lists[0]}, and align='source' is for tokenised rows")
@@ -364,3 +361,9 @@ def _tell_what_is_cut(dataset: Dataset, max_length: int, dataset_name: str) -> N
             dataset_name,
             max_length,
         )
+
+
+def _tell_if_all_are_zero(dataset: Dataset) -> None:
+    of_tokens = dataset.with_format("arrow")[:]["advantages"]
+    if not pc.any(pc.not_equal(pc.list_flatten(of_tokens), 0)).as_py():
+        logger.warning("every token of the train dataset has weight 0, so nothing is learnt: look at its `advantages`")

@@ -8,6 +8,7 @@ from online_sft.atropos.journal import num_entries
 from online_sft.denominators import DENOMINATORS
 from online_sft.normalisation import NORMALISATIONS
 from online_sft.weightings import Weighting, parameters_of, weighting_of
+from trainers.argument_checks import check_arguments
 from trainers.atropos.options import AtroposOptions
 from trainers.checkpoints.options import CheckpointOptions
 from trainers.engine.options import WeightSyncOptions
@@ -31,6 +32,7 @@ class WeightedSFTConfig(
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "weighting_kwargs"]  # JSON from the command line
 
     def __post_init__(self) -> None:
+        check_arguments(self, "max_length")
         super().__post_init__()
         self._check_what_would_lose_weights()
         self._check_values()
@@ -46,7 +48,8 @@ class WeightedSFTConfig(
         """The weighting with its parameters; None without one."""
         if self.weighting is None:
             return None
-        assert not isinstance(self.weighting_kwargs, str)  # TrainingArguments has read the JSON
+        if isinstance(self.weighting_kwargs, str):  # TrainingArguments has read what looks like JSON
+            raise ValueError(f'weighting_kwargs must be JSON, as {{"temperature": 0.5}}; got {self.weighting_kwargs!r}')
         return weighting_of(self.weighting, self.weighting_kwargs)
 
     def _check_stream(self) -> None:

@@ -28,10 +28,12 @@ from trainers.atropos.micro_batches import refuse_other_temperatures
 from trainers.atropos.policy_sync import PolicySync
 from trainers.atropos.vllm_sync import VLLMPolicySync
 from trainers.checkpoints.resumable import ResumableTrainer
+from trainers.model_files import vocabulary_size_of
 from trainers.recording.recorded import RecordedTrainer
 from trainers.recording.samples import row_samples
 from trainers.running_advantages import RunningAdvantages
 from trainers.step_weights import StepWeights, loss_tokens, sequence_ids
+from trainers.text_rows import checked_texts
 from trainers.weighted_collator import TOKEN_COLUMNS, WeightedDataCollator
 from trainers.weighted_columns import check_columns
 from trainers.weighted_data import cut, is_prepared, labelled, rendered, reweighted, weighted
@@ -106,6 +108,8 @@ class WeightedSFTTrainer(RecordedTrainer, ResumableTrainer, SFTTrainer):
             options["train_dataset"] = from_atropos
         self._weighting = weighting or args.weighting_function()
         self._target_ess = args.target_ess
+        has_tokenizer = options.get("processing_class") is not None or len(more) > 3
+        self._vocabulary_size = vocabulary_size_of(model, args, needs_tokenizer=not has_tokenizer)
         super().__init__(model, args, *more, **options)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would replace the weighted loss; subclass compute_loss instead")
@@ -182,6 +186,9 @@ class WeightedSFTTrainer(RecordedTrainer, ResumableTrainer, SFTTrainer):
         if isinstance(dataset, IterableDataset) or dataset.format["type"] != "custom":
             dataset = dataset.with_format(None)  # plain lists and numbers, whatever the user's own loop reads
         check_columns(first, args, dataset_name, has_weighting=self._weighting is not None)
+        from_text = "input_ids" not in first
+        if from_text and formatting_func is None:
+            dataset = checked_texts(dataset, first, args, dataset_name)
         dataset = labelled(dataset, first, args, dataset_name)
         uncut = copy.copy(args)
         uncut.max_length, uncut.shuffle_dataset = None, False
@@ -191,9 +198,10 @@ class WeightedSFTTrainer(RecordedTrainer, ResumableTrainer, SFTTrainer):
             tokenised,
             args,
             dataset_name,
-            from_text="input_ids" not in first,
+            from_text=from_text,
             needs_weights=args.use_advantage_weighting and self._weighting is None,
             with_groups=self._weighting is not None or args.advantage_normalization == "group",
+            vocabulary_size=self._vocabulary_size,
             render=partial(rendered, tokenizer=processing_class, chat_template=self.chat_template),
         )
         if self._weighting is not None:

@@ -7,14 +7,12 @@ from pathlib import Path
 from online_sft.launching import UsageError
 from online_sft.record.folder import RecordError, read_record
 
-__all__ = ["SUMMARY", "main"]
-
-SUMMARY = "A page with curves, rewards, times, configuration and completions of a run, and of others beside it."
+__all__ = ["main"]
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], summary: str) -> None:
     """Writes the page, and says where."""
-    parser = argparse.ArgumentParser(prog="online-sft report", description=SUMMARY, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="online-sft report", description=summary, allow_abbrev=False)
     parser.add_argument("run_dir", help="The output_dir of a run; it may be going on.")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN_DIR", help="Runs to show beside it.")
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="Default: report.html in RUN_DIR.")

@@ -3,10 +3,10 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["RewardFunction", "check_dataset", "checked", "is_async", "name_of"]
+__all__ = ["RewardError", "RewardFunction", "check_dataset", "checked", "is_async", "name_of"]
 
 RewardFunction = Callable[..., Any]  # returns Sequence[float | None], or a coroutine of one
 # What TRL passes to every reward function beside the data set's columns.
@@ -19,6 +19,10 @@ _PASSED_BY_TRL = {
     "log_metric",
     "environments",
 }
+
+
+class RewardError(ValueError):
+    """A reward function returned what is no reward, or raised: then that is the cause."""
 
 
 @runtime_checkable
@@ -35,12 +39,24 @@ def check_dataset(reward_function: RewardFunction, dataset: Mapping[str, Sequenc
         ValueError: when the function needs a column that is not there.
     """
     name = getattr(reward_function, "__name__", repr(reward_function))
+    _check_signature(reward_function, name)
     missing = _missing_columns(reward_function, dataset)
     if missing:
         raise ValueError(
             f"reward function {name!r} needs the column {', '.join(missing)}; the dataset has {', '.join(dataset)}"
         )
     return reward_function.check_dataset(dataset) if isinstance(reward_function, _ChecksData) else []
+
+
+def _check_signature(reward_function: RewardFunction, name: str) -> None:
+    parameters = inspect.signature(reward_function).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if not takes_all or any(parameter.name == "completion" for parameter in parameters):
+        raise ValueError(
+            f"reward function {name!r} has the parameters ({', '.join(map(str, parameters))}); it is called with "
+            "completions and, by name, the columns of the data set and more: write (completions, **columns), and "
+            "return a list with one number per completion"
+        )
 
 
 def _missing_columns(reward_function: RewardFunction, columns: Iterable[str]) -> list[str]:
@@ -61,34 +77,57 @@ def checked(reward_function: RewardFunction, name: str) -> RewardFunction:
     computed by mistake would pass for it unseen.
 
     Raises (when called):
-        ValueError: names the function, the completion and the value.
+        RewardError: names the function, the completion and the value; or the function raised.
     """
 
     def check(rewards: Sequence[float | None], num_expected: int) -> Sequence[float | None]:
+        if not isinstance(rewards, Sized) or isinstance(rewards, (str, Mapping)):
+            raise RewardError(
+                f"reward function {name!r} returned {rewards!r:.60}; it must return a list with one number per "
+                "completion, None where it cannot score"
+            )
         if len(rewards) != num_expected:
-            raise ValueError(
+            raise RewardError(
                 f"reward function {name!r} returned {len(rewards)} rewards for {num_expected} completions; "
                 "it must return exactly one per completion, None where it cannot score"
             )
         for index, reward in enumerate(rewards):
-            if reward is not None and not math.isfinite(reward):
-                raise ValueError(
-                    f"reward function {name!r} returned {float(reward)} for completion {index} of {num_expected}; "
+            if reward is not None and not _is_finite(reward):
+                raise RewardError(
+                    f"reward function {name!r} returned {reward!r:.60} for completion {index} of {num_expected}; "
                     "return a finite number, or None where it cannot score"
                 )
         return rewards
 
+    def raised(error: Exception) -> RewardError:
+        return RewardError(f"reward function {name!r} raised {type(error).__name__}: {error}")
+
     @functools.wraps(reward_function)
     def wrapper(completions: Sequence[Any], **kwargs: Any) -> Sequence[float | None]:
-        return check(reward_function(completions=completions, **kwargs), len(completions))
+        try:
+            rewards = reward_function(completions=completions, **kwargs)
+        except Exception as error:  # a user's code may raise anything
+            raise raised(error) from error
+        return check(rewards, len(completions))
 
     @functools.wraps(reward_function)
     async def async_wrapper(completions: Sequence[Any], **kwargs: Any) -> Sequence[float | None]:
-        return check(await reward_function(completions=completions, **kwargs), len(completions))
+        try:
+            rewards = await reward_function(completions=completions, **kwargs)
+        except Exception as error:
+            raise raised(error) from error
+        return check(rewards, len(completions))
 
     chosen: RewardFunction = async_wrapper if is_async(reward_function) else wrapper
     chosen.__name__ = name
     return chosen
+
+
+def _is_finite(reward: Any) -> bool:
+    try:
+        return math.isfinite(reward)
+    except (TypeError, ValueError):  # a text; a row of a tensor
+        return False
 
 
 def name_of(reward_function: RewardFunction) -> str:

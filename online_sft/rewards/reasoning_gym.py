@@ -62,7 +62,10 @@ class ReasoningGymReward:
         entries = _entries(dataset["answer"], dataset["metadata"], dataset.get("question"))
         scores = self._scores([entry["answer"] for entry in entries], entries)
         if scores and all(score is None for score in scores):
-            raise ValueError("no row has a `source_dataset` in its `metadata` that reasoning-gym knows")
+            raise ValueError(
+                "no row has a `source_dataset` in its `metadata` that reasoning-gym knows; row 0 has "
+                f"{entries[0]['metadata']!r:.60}: keep the `metadata` of reasoning-gym's items"
+            )
         return [
             f"row {row}: {_fault(score)}"
             for row, score in enumerate(scores)
@@ -98,10 +101,22 @@ def _entries(answers: Sequence[Any], metadata: Sequence[Any], questions: Sequenc
         {
             "question": questions[row] if questions is not None else "",
             "answer": answer,
-            "metadata": json.loads(metadata[row]) if isinstance(metadata[row], str) else metadata[row],
+            "metadata": _mapping(metadata[row], row),
         }
         for row, answer in enumerate(answers)
     ]
+
+
+def _mapping(metadata: Any, row: int) -> Any:
+    if not isinstance(metadata, str):
+        return metadata
+    try:
+        return json.loads(metadata)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"row {row} has the metadata {metadata!r:.60}, which is no JSON ({error}); write json.dumps of "
+            "reasoning-gym's own"
+        ) from error
 
 
 def _score(answer: str | None, entry: dict[str, Any]) -> float | str | None:

@@ -21,6 +21,8 @@ __all__ = ["Action", "Environment", "Episodes", "Policy", "State", "collect", "o
 
 logger = logging.getLogger(__name__)
 
+_OF_STEP = ("observation", "reward", "terminated", "truncated", "info")
+
 
 class Environment(Protocol):
     """What of `gymnasium.Env` is used."""
@@ -240,7 +242,7 @@ class _Episode:
 
     def _reset(self) -> None:
         with self._failing():
-            self._observe(*self._worker.made().reset(seed=self._seed))
+            self._observe(*_unpacked(self._worker.made().reset(seed=self._seed), "reset", ("observation", "info")))
             if not self._observations[0]:
                 raise ValueError("there is no message in the first observation")
 
@@ -250,7 +252,8 @@ class _Episode:
                 if not self._actions:
                     raise ValueError("the policy cannot act on the first observation, which is too long")
                 return self._end(terminated=False, truncated=True)
-            observation, reward, terminated, truncated, info = self._worker.made().step(action.text)
+            returned = self._worker.made().step(action.text)
+            observation, reward, terminated, truncated, info = _unpacked(returned, "step", _OF_STEP)
             if not math.isfinite(reward):
                 raise ValueError(f"a reward must be a finite number; got {reward}")
             if action.is_cut:
@@ -308,3 +311,9 @@ def _name(environment: Any) -> str:
         return "an environment"
     spec = getattr(environment, "spec", None)
     return spec.id if spec is not None else type(environment).__name__
+
+
+def _unpacked(returned: Any, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
+    if not isinstance(returned, tuple) or len(returned) != len(names):
+        raise ValueError(f"{method} must return ({', '.join(names)}); got {returned!r:.80}")
+    return returned

@@ -148,6 +148,10 @@ class AtroposOptions:
         """
         if len(self.atropos_sources) > 1:
             raise ValueError(f"{' and '.join(self.atropos_sources)} are sources of data; set one")
+        for name in ("atropos_api_url", "atropos_sync_url"):
+            url = getattr(self, name)
+            if url and not url.startswith(("http://", "https://")):
+                raise ValueError(f"{name} must begin with http:// or https://; got {url!r}")
         if self.atropos_score_normalization not in ("none", "mean", "mean_std"):
             raise ValueError(
                 "atropos_score_normalization must be one of none, mean, mean_std; got "

@@ -112,7 +112,11 @@ def _check(trainer: Any, checkpoint: str) -> None:
         last = last_whole_checkpoint(trainer.args.output_dir)
         raise ResumeError(
             f"{checkpoint} is no whole checkpoint: it has no {TRAINER_STATE_NAME}. "
-            + (f"The last whole one is {last}" if last else f"There is none in {trainer.args.output_dir}")
+            + (
+                f"The last whole one is {last}"
+                if last
+                else f"There is none in {trainer.args.output_dir}: drop resume_from_checkpoint"
+            )
         )
     manifest = checked_manifest(checkpoint)
     if manifest is None:

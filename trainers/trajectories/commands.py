@@ -132,6 +132,10 @@ def _collect(arguments: list[str]) -> None:
         raise UsageError(f"output={collect.output!r} must name a file that ends in {', '.join(_FILES)}")
     if Path(collect.output).exists():
         raise UsageError(f"{collect.output} exists; choose another --output")
+    if not Path(collect.output).parent.is_dir():
+        raise UsageError(f"there is no folder {str(Path(collect.output).parent)!r} for --output; make it first")
+    if collect.episodes < 1:
+        raise UsageError(f"episodes must be at least 1; got {collect.episodes}")
     if model.model_name_or_path is None:
         raise UsageError("no model: set --model_name_or_path to a hub id or a folder")
     with tempfile.TemporaryDirectory() as folder:
@@ -139,22 +143,25 @@ def _collect(arguments: list[str]) -> None:
         factories = _factories(where.environments)
         try:
             trainer = TrajectorySFTTrainer(model.model_name_or_path, config, environments=factories)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             raise UsageError(error) from error
         collected = TrajectoryDataset()
         size = -(-collect.episodes // _PARTS)
         bar = tqdm(total=collect.episodes, unit=" episodes", disable=not trainer.accelerator.is_main_process)
         for start in range(0, collect.episodes, size):
             part = range(start, min(start + size, collect.episodes))
-            found = play(
-                trainer,
-                [factories[index % len(factories)] for index in part],
-                [seed_of(config.seed, index) for index in part],
-                sampling_seed=seed_of(config.seed, start),
-                num_environments=config.num_environments,
-                max_steps=config.max_episode_steps,
-                metadata={"policy": model.model_name_or_path},
-            )
+            try:
+                found = play(
+                    trainer,
+                    [factories[index % len(factories)] for index in part],
+                    [seed_of(config.seed, index) for index in part],
+                    sampling_seed=seed_of(config.seed, start),
+                    num_environments=config.num_environments,
+                    max_steps=config.max_episode_steps,
+                    metadata={"policy": model.model_name_or_path},
+                )
+            except ValueError as error:
+                raise UsageError(error) from error
             collected.extend(found.trajectories)
             bar.update(len(part))
             if len(collected):

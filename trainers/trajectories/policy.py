@@ -126,6 +126,6 @@ def _longest_prompt(trainer: Any) -> int:
     if context <= args.max_completion_length:
         raise ValueError(
             f"max_completion_length={args.max_completion_length} leaves no room for a prompt in a context of {context} "
-            "tokens"
+            "tokens; lower it"
         )
     return context - args.max_completion_length
