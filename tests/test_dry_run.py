@@ -313,7 +313,7 @@ def test_the_task_refuses_too(capsys):
 
 def test_chats_without_a_template_are_refused_before_the_run_begins(capsys):
     write_rows("prompts.jsonl", [{"prompt": [{"role": "user", "content": "1 + 1"}], "solution": "2"}] * 4)
-    assert "chat_template is not set" in error_of(capsys, f"{ONLINE} --dry_run")
+    assert "the tokenizer has no chat_template" in error_of(capsys, f"{ONLINE} --dry_run")
 
 
 @pytest.mark.parametrize("command", ["replay", "inspect", "verify"])

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-__all__ = ["check_model", "check_policy", "vocabulary_size_of"]
+__all__ = ["check_model", "check_policy", "check_weights", "vocabulary_size_of"]
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -49,8 +49,26 @@ def check_policy(path: str, args: Any, *, needs_tokenizer: bool) -> Any:
 
 def vocabulary_size_of(model: Any, args: Any, *, needs_tokenizer: bool) -> int:
     """Of a model, or of the one in a folder or on the hub, which is checked (`check_policy`)."""
-    config = check_policy(model, args, needs_tokenizer=needs_tokenizer) if isinstance(model, str) else model.config
+    if isinstance(model, str):
+        check_weights(model)
+        config = check_policy(model, args, needs_tokenizer=needs_tokenizer)
+    else:
+        config = model.config
     return config.get_text_config().vocab_size
+
+
+def check_weights(path: str) -> None:
+    """Refuses a folder in which a file of weights is not whole.
+
+    Raises:
+        ValueError: names the file.
+    """
+    for file in Path(path).glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt"):
+                pass  # its header says how long the file has to be
+        except SafetensorError as error:
+            raise ValueError(f"{file} is broken ({error}); copy or download it again") from error
 
 
 def check_model(path: str, what: str, **remote: Any) -> Any:
@@ -61,7 +79,7 @@ def check_model(path: str, what: str, **remote: Any) -> Any:
         remote: options of `from_pretrained`.
 
     Raises:
-        ValueError: there is none, it is no config, or a file of weights is not whole.
+        ValueError: there is none, or it is no config.
     """
     named, is_folder = f"the {what} {path!r}", os.path.isdir(path)
     if os.path.isfile(path):
@@ -75,12 +93,6 @@ def check_model(path: str, what: str, **remote: Any) -> Any:
         raise ValueError(f"{named} has no config.json; give a folder that save_pretrained has written")
     if not is_folder and path.startswith((".", "/", "~")):
         raise ValueError(f"{named} is no folder, seen from {os.getcwd()}; check the path, or give a hub id OWNER/NAME")
-    for file in Path(path).glob("*.safetensors") if is_folder else ():
-        try:
-            with safe_open(file, framework="pt"):
-                pass  # its header says how long the file has to be
-        except SafetensorError as error:
-            raise ValueError(f"{file} of {named} is broken ({error}); copy or download it again") from error
     try:
         return AutoConfig.from_pretrained(path, **remote)
     except (OSError, ValueError, StrictDataclassError) as error:

@@ -23,13 +23,13 @@ from trainers.arguments import config_or_default
 from trainers.checkpoints.cycle import GenerationCycle
 from trainers.checkpoints.resumable import ResumableTrainer
 from trainers.completion_inputs import MULTIMODAL_INPUTS, policy_mask, sampler_log_probs
-from trainers.engine.checks import check_engine
+from trainers.engine.checks import check_engine, check_vllm
 from trainers.engine.colocated import in_dtype_of_the_policy
 from trainers.engine.faults import ServerGuard
 from trainers.engine.rollouts import RolloutEngine, synced_rollouts
 from trainers.engine.weight_sync import WeightSync
 from trainers.group_filter import replaced_degenerate_groups
-from trainers.model_files import check_policy
+from trainers.model_files import check_policy, check_weights
 from trainers.online_metrics import OnlineMetrics
 from trainers.online_sft_config import OnlineSFTConfig
 from trainers.prompts import check_prompts, check_template, draw_rows
@@ -112,7 +112,9 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
         check_prompts(train_dataset, reward_funcs, args, has_all_columns=not supplies_own_columns)
         if isinstance(model, str):
             check_policy(model, args, needs_tokenizer=processing_class is None)
+            check_weights(model)
         reward_funcs = with_overlong_penalty(with_reward_models(reward_funcs, args, reward_processing_classes), args)
+        check_vllm(args)
         check_engine(args, model)
         with in_dtype_of_the_policy(self, args):
             # no `reward_processing_classes`: reward models are functions now

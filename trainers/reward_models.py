@@ -10,7 +10,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import get_config_model_id
 
 from online_sft.rewards import CombinedReward, NeuralRewardModel
-from trainers.model_files import check_model
+from trainers.model_files import check_model, check_weights
 from trainers.online_sft_config import OnlineSFTConfig
 
 __all__ = ["placed_reward_models", "with_reward_models"]
@@ -78,6 +78,7 @@ def _loaded(path: str, args: OnlineSFTConfig) -> nn.Module:
     options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     options.pop("revision", None)
     check_model(path, "reward function or model", trust_remote_code=args.trust_remote_code)
+    check_weights(path)
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None  # each process has the whole model
     model, report = AutoModelForSequenceClassification.from_pretrained(path, **options, output_loading_info=True)

@@ -39,8 +39,9 @@ def check_dataset(reward_function: RewardFunction, dataset: Mapping[str, Sequenc
         ValueError: when the function needs a column that is not there.
     """
     name = getattr(reward_function, "__name__", repr(reward_function))
-    _check_signature(reward_function, name)
     missing = _missing_columns(reward_function, dataset)
+    if not missing or "completion" in missing:
+        _check_signature(reward_function, name)
     if missing:
         raise ValueError(
             f"reward function {name!r} needs the column {', '.join(missing)}; the dataset has {', '.join(dataset)}"

@@ -22,6 +22,7 @@ from trainers.dry_run.memory import Part
 from trainers.dry_run.printing import print_report
 from trainers.dry_run.words import of_atropos, of_collected, of_completions, of_evaluation, of_rows, of_tokens
 from trainers.engine.checks import check_engine
+from trainers.model_files import check_policy
 from trainers.online_sft_config import OnlineSFTConfig
 from trainers.trajectory_sft_config import TrajectorySFTConfig
 
@@ -73,6 +74,7 @@ def describe(
     path, init_kwargs = model.model_name_or_path, config.model_init_kwargs
     if isinstance(config, OnlineSFTConfig | TrajectorySFTConfig):
         check_engine(config, path)  # the trainer gets a configuration without vLLM
+    check_policy(path, config, needs_tokenizer=True)
     bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
     blank = BlankModel.of(path, init_kwargs, config.trust_remote_code, bits)
     processor = AutoProcessor.from_pretrained(
