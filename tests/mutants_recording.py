@@ -1,4 +1,4 @@
-"""Breaks of the record, the view, the card, the report and the documentation's hooks; see mutants.py."""
+"""Breaks of the record, the view, the card, the report, the documentation's hooks and what is refused; see mutants.py."""
 
 OF_RUN, RECORD, PAGES = "trainers/recording/", "online_sft/record/", "online_sft/report/"
 SAMPLES, RECORDER, COSTS, SETUP, RECORDED, STOPWATCH, LIVE = (
@@ -68,5 +68,9 @@ OF_RECORDING = [
     ("links on the site", "docs/_site/repository_pages.py", "posixpath.relpath(place, posixpath.dirname(here))", "place", "docs"),
     ("code in documents", "docs/_site/repository_pages.py", "_FENCED.split(markdown)", "[markdown]", "docs"),
     ("a section of the README that is gone", "docs/_site/repository_pages.py", 'raise ValueError(f"README.md has no section #{slug}")', 'return ""', "docs"),
+    ("tokens outside the vocabulary", "trainers/tokenised_rows.py", "0 <= extreme < size", "0 <= extreme", "wrong_inputs"),
+    ("labels outside the vocabulary", "trainers/tokenised_rows.py", "max(labels, default=0))", "0)", "wrong_inputs"),
+    ("batches of none", "trainers/argument_checks.py", "value < 1", "value < 0", "wrong_inputs"),
+    ("a model that is checked", "trainers/model_files.py", 'if os.path.isfile(path):', "if False:", "wrong_inputs"),
     ("colours by weight", SCRIPT, 'weight > 0 ? "positive" : "negative"', '"positive"', BROWSER),
 ]  # fmt: skip

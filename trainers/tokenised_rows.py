@@ -61,15 +61,17 @@ def check_masks(row: Row, masks: Collection[str], *, name: str) -> None:
 
 
 def check_vocabulary(row: Row, size: int, *, name: str) -> None:
-    """Tokens that the model has.
+    """Tokens that the model has; negative labels are `check_labels`'s.
 
     Raises:
         ValueError
     """
-    for column, allowed in (("input_ids", ()), ("labels", (-100,))):
-        outside = next((i for i in row[column] if not 0 <= i < size and i not in allowed), None)
-        if outside is not None:
+    ids, labels = row["input_ids"], row["labels"]
+    extremes = (min(ids, default=0), max(ids, default=0), max(labels, default=0))
+    for column, extreme in zip(("input_ids", "input_ids", "labels"), extremes, strict=True):
+        is_without_loss = column == "labels" and extreme == -100
+        if not 0 <= extreme < size and not is_without_loss:
             raise ValueError(
-                f"{name} has {outside} in {column}, and the model's tokens are 0 to {size - 1}; tokenise with the "
+                f"{name} has {extreme} in {column}, and the model's tokens are 0 to {size - 1}; tokenise with the "
                 "tokenizer of the model to train"
             )
