@@ -3,6 +3,7 @@
 `trainers/inspection.py` prepares the rows, `online_sft/inspection_page.py` shows them as HTML.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
@@ -308,6 +309,7 @@ def style_of(token: Token, largest: float) -> Style:
         return Style(underline=True)
     pale, strong = ((214, 240, 214), (70, 190, 90)) if token.weight > 0 else ((250, 220, 220), (235, 85, 85))
     share = abs(token.weight) / largest
+    share = share if math.isfinite(share) else 1.0
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(pale, strong, strict=True))
     return Style.parse(f"black on rgb({red},{green},{blue})")
 

@@ -66,6 +66,15 @@ def test_no_line_of_the_view_is_wider_than_the_terminal(width):
     assert len(lines) < 120
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_view_of_a_run_that_has_diverged_says_so_and_goes_on(bad):
+    progress = Progress("out", first_step=0, num_steps=9, began=0.0)
+    for grad_norm in (1.0, bad, 2.0):
+        progress.add({"grad_norm": grad_norm})
+    sample = Sample(1, ("a", "b", "c"), (bad, 1.0, -1.0), {})
+    assert "▁!█" in shown(view_of(progress, sample, now=1.0))
+
+
 def test_the_view_says_what_takes_long():
     assert "rollout 1:05  step 40/100" in shown(view_of(a_run(), None, 1060.0, "rollout", 65.0))
     assert "rollout 0:" not in shown(view_of(a_run(), None, 1060.0, "rollout", 4.0))

@@ -1,5 +1,6 @@
 """A run in a terminal: a view that is drawn again and again, or a line."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,13 +171,13 @@ def _sample(sample: Sample) -> Panel:
 
 
 def _spark(values: list[float]) -> str:
-    """The last values, averaged over as many as it takes, between their smallest and largest."""
+    """All values, averaged over as many as it takes, between their smallest and largest; `!` is NaN or infinite."""
     size = -(-len(values) // _SPARKS)
     means = [sum(part) / len(part) for part in (values[at : at + size] for at in range(0, len(values), size))]
-    low, high = min(means), max(means)
-    if low == high:
-        return _BLOCKS[0] * len(means)
-    return "".join(_BLOCKS[round((mean - low) / (high - low) * (len(_BLOCKS) - 1))] for mean in means)
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    heights = (((mean - low) / ((high - low) or 1.0), math.isfinite(mean)) for mean in means)
+    return "".join(_BLOCKS[round(height * (len(_BLOCKS) - 1))] if is_finite else "!" for height, is_finite in heights)
 
 
 def _number(value: float) -> str:
