@@ -96,7 +96,7 @@ def test_mistakes_are_told_in_a_line(tmp_path, capsys):
     assert "output_dir='elsewhere' holds the run that wrote the journal" in error
     with pytest.raises(SystemExit, match="2"):
         cli.main(["weighted", *TRAIN, "--data.atropos.api_url", "127.0.0.1:8000", "--max_steps", "1"])
-    assert "online-sft weighted: error: '127.0.0.1:8000' cannot be asked" in capsys.readouterr().err
+    assert "atropos_api_url must begin with http:// or https://; got '127.0.0.1:8000'" in capsys.readouterr().err
 
 
 def test_resume_auto_begins_anew_where_there_is_no_checkpoint_and_goes_on_where_there_is_one(tmp_path):

@@ -310,7 +310,12 @@ def test_scores_and_the_time_of_each_phase_are_logged():
         ({"atropos_sync_url": "http://127.0.0.1:1"}, "without atropos_api_url"),
         ({"atropos_max_staleness": 3}, "atropos_max_staleness has no effect without atropos_api_url"),
         (
-            {"atropos_api_url": "a", "atropos_sync_url": "b", "atropos_sync_every": 6, "atropos_max_staleness": 3},
+            {
+                "atropos_api_url": "http://a",
+                "atropos_sync_url": "http://b",
+                "atropos_sync_every": 6,
+                "atropos_max_staleness": 3,
+            },
             "atropos_sync_every=6 makes every batch more than atropos_max_staleness=3",
         ),
         ({"atropos_sync_engine": "sglang"}, "must be serve or vllm; got 'sglang'"),

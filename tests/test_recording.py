@@ -8,8 +8,13 @@ import time
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from record_tools import setup as a_setup
 from resume_tools import trainer_of
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.trainers import BpeTrainer
 from trajectory_tools import chat_tokenizer, ragged_trajectories
+from transformers import PreTrainedTokenizerFast, TrainerState
 
 from online_sft import (
     OnlineSFTConfig,
@@ -24,6 +29,7 @@ from online_sft.record.folder import RecordError, RecordFolder, read_record
 from online_sft.record.sample import Sample
 from recipes.quickstart.tiny_model import build_model
 from trainers.recording import setup
+from trainers.recording.costs import Costs
 from trainers.recording.recorder import _distribution
 from trainers.recording.stopwatch import Stopwatch
 from trainers.token_texts import token_texts
@@ -173,31 +179,75 @@ def test_a_run_that_goes_on_has_the_record_of_one_that_was_never_stopped(kind, t
 def test_a_new_run_in_the_same_folder_keeps_the_record_of_the_old_one(tmp_path):
     folder = RecordFolder(tmp_path)
     for number in range(3):
-        folder.begin({"number": number, "began": 0.0, "resumed_at": []}, step=0)
+        folder.begin(a_setup(number=number), step=0)
     numbers = {path.name: json.loads((path / "run.json").read_text())["number"] for path in tmp_path.iterdir()}
     assert numbers == {"record": 2, "record.1": 0, "record.2": 1}
 
 
 def test_a_line_that_was_cut_by_a_kill_is_no_line(tmp_path):
     folder = RecordFolder(tmp_path)
-    folder.begin({"began": 0.0, "resumed_at": []}, step=0)
+    folder.begin(a_setup(), step=0)
     folder.add_entry({"step": 1, "time": 0.0, "metrics": {"loss": float("nan")}})
     with open(tmp_path / "record" / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "ti')
     assert [entry["step"] for entry in read_record(tmp_path).entries] == [1]
     assert read_record(tmp_path).entries[0]["metrics"] == {"loss": None}  # JSON has no NaN
-    folder.begin({"began": 9.0, "resumed_at": []}, step=1)
+    folder.begin(a_setup(began=9.0), step=1)
     folder.add_entry({"step": 2, "time": 0.0, "metrics": {}})
     assert [entry["step"] for entry in read_record(tmp_path).entries] == [1, 2]
-    assert read_record(tmp_path).setup["began"] == 0.0
+    assert read_record(tmp_path).setup["began"] == a_setup()["began"]
 
 
 def test_a_folder_without_a_record_is_told_from_one_whose_runs_have_some(tmp_path):
     with pytest.raises(RecordError, match="is it the output_dir of a run"):
         read_record(tmp_path)
-    RecordFolder(tmp_path / "inner").begin({}, step=0)
+    RecordFolder(tmp_path / "inner").begin(a_setup(), step=0)
     with pytest.raises(RecordError, match=f"there are some in {tmp_path / 'inner'}"):
         read_record(tmp_path)
+
+
+def test_a_line_that_is_cut_within_a_character_is_no_line_and_a_damaged_one_is_named(tmp_path):
+    folder = RecordFolder(tmp_path)
+    folder.begin(a_setup(), step=0)
+    folder.add_entry({"step": 1, "time": 0.0, "metrics": {}})
+    path = tmp_path / "record" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + '{"step": 2, "é'.encode()[:-1])
+    assert [entry["step"] for entry in read_record(tmp_path).entries] == [1]
+    path.write_bytes(b"\0\0\0\n" + path.read_bytes())
+    with pytest.raises(RecordError, match=r"metrics.jsonl, line 1, is damaged .*; delete the line"):
+        read_record(tmp_path)
+    folder.begin(a_setup(), step=1)  # a run goes on all the same
+    assert path.read_bytes().startswith(b"\0\0\0\n")
+
+
+def test_the_record_of_another_version_is_named(tmp_path):
+    RecordFolder(tmp_path).begin({name: value for name, value in a_setup().items() if name != "ledger"}, step=0)
+    with pytest.raises(RecordError, match=r"run.json lacks ledger: another version of online-sft wrote it"):
+        read_record(tmp_path)
+
+
+def test_some_samples_of_a_long_record_are_read_evenly(tmp_path):
+    folder = RecordFolder(tmp_path)
+    folder.begin(a_setup(), step=0)
+    folder.add_samples(Sample(step, ("a",), (1.0,), {}) for step in range(100))
+    record = read_record(tmp_path, most_samples=5)
+    assert [sample.step for sample in record.samples] == [0, 20, 40, 60, 80] and record.num_samples == 100
+
+
+def test_a_run_that_goes_on_in_another_folder_says_from_where(tmp_path):
+    RecordFolder(tmp_path).begin(a_setup(), step=7)
+    assert read_record(tmp_path).setup["resumed_at"] == [7]
+
+
+def test_rewards_since_the_last_entry_are_not_forgotten_by_a_resume(tmp_path):
+    options = {"logging_steps": 3}
+    trainer_of("online: a batch a step", tmp_path / "whole", **options).train()
+    trainer_of("online: a batch a step", tmp_path / "stopped", **options).train()
+    resumed = trainer_of("online: a batch a step", tmp_path / "stopped", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-5"))
+    whole, stopped = (read_record(tmp_path / name).entries for name in ("whole", "stopped"))
+    assert [entry.get("rewards") for entry in whole] == [entry.get("rewards") for entry in stopped]
+    assert sum(count for _, count in whole[1]["rewards"]) > sum(count for _, count in whole[0]["rewards"]) / 2
 
 
 def test_samples_come_back_as_they_were():
@@ -232,6 +282,27 @@ def test_every_second_is_in_one_section():
     assert sum(seconds.values()) == pytest.approx(passed, abs=5e-3)
     assert 0.04 <= seconds["rollout"] < 0.05 <= seconds["sync"] and seconds["evaluation"] >= 0.04
     assert sum(stopwatch.pop().values()) < 5e-3
+
+
+def test_tokens_a_second_are_right_where_several_steps_share_a_batch():
+    costs = Costs()
+    costs.on_train_begin(None, TrainerState(global_step=0), None)
+    rates = []
+    for step, num_tokens in enumerate((100, None, None, 300), 1):
+        time.sleep(0.01)
+        rates.append(costs.pop(step, num_tokens).get("tokens_per_second"))
+    assert rates[1:3] == [None, None]
+    assert 200 / 0.05 < rates[3] <= 200 / 0.03
+    costs.on_train_begin(None, TrainerState(global_step=4), None)  # resumed: how many are new nobody knows
+    assert "tokens_per_second" not in costs.pop(5, 1000)
+
+
+def test_a_section_that_was_entered_once_is_told_as_nothing_later():
+    stopwatch = Stopwatch()
+    with stopwatch("evaluation"):
+        pass
+    stopwatch.pop()
+    assert stopwatch.pop()["evaluation"] == 0.0
 
 
 def test_the_seconds_of_the_log_add_up_to_the_time_of_the_run(model, tokenizer, cpu_args):
@@ -274,9 +345,17 @@ def test_equal_rows_have_equal_digests_however_they_are_stored():
 
 def test_the_command_is_told_without_secrets(monkeypatch):
     words = ["online-sft", "online", "--hub_token", "hf_abc", "--api_key=xyz", "--output_dir", "my runs/a"]
+    words += ["--average_tokens_across_devices", "--eos_token", "<end>", "--model_init_kwargs", '{"token": "hf_abc"}']
     monkeypatch.setattr("sys.argv", words)
     monkeypatch.setitem(sys.modules, "__main__", object())  # started as a script
-    assert setup.command() == "online-sft online --hub_token '***' '--api_key=***' --output_dir 'my runs/a'"
+    assert setup.command() == (
+        "online-sft online --hub_token '***' '--api_key=***' --output_dir 'my runs/a' --average_tokens_across_devices "
+        "--eos_token '<end>' --model_init_kwargs '{\"token\": \"***\"}'"
+    )
+    assert setup.without_secrets({"a": [{"Api-Key": "x", "max_tokens": 3}], "hub_token": None}) == {
+        "a": [{"Api-Key": "***", "max_tokens": 3}],
+        "hub_token": None,
+    }
 
 
 def test_a_character_of_several_tokens_is_one_text():
@@ -285,3 +364,24 @@ def test_a_character_of_several_tokens_is_one_text():
     texts = token_texts(tokenizer.encode(text), tokenizer)
     assert "".join(texts) == text and texts == ["n", "", "é", " ", "", "", "", "😀"]
     assert "".join(token_texts(tokenizer.encode(text)[:-1], tokenizer)).startswith("né ")
+
+
+@pytest.mark.parametrize("size", [256, 300, 330, 400])
+def test_tokens_that_end_within_characters_are_the_whole_text_together(size):
+    texts = ["日本語の文章です。", "😀😃😄😁😆😅", "नमस्ते दुनिया", "👨‍👩‍👧‍👦 family", "😀日😃本😄語 x"]
+    tokens = Tokenizer(BPE())
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokens.train_from_iterator(texts * 50, BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens)
+    for text in texts:
+        assert "".join(token_texts(tokenizer.encode(text), tokenizer)) == text
+
+
+def test_spaces_of_sentencepiece_are_kept():
+    pieces = ["<unk>", "▁", "▁▁▁", "▁def", "▁return", ":", "\n"]
+    tokens = Tokenizer(WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>"))
+    tokens.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>")
+    ids = [pieces.index(piece) for piece in ("▁def", ":", "\n", "▁▁▁", "▁return")]
+    assert token_texts(ids, tokenizer) == [" def", ":", "\n", "   ", " return"]

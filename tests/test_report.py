@@ -11,7 +11,7 @@ from online_sft.metric_reference import METRICS
 from online_sft.record.folder import RunRecord, read_record
 from online_sft.record.sample import Sample
 from online_sft.report.charts import charts_of
-from online_sft.report.content import content_of, packed, reward_heatmap, thinned
+from online_sft.report.content import content_of, packed, reward_heatmap, thinned, told_apart
 from online_sft.report.page import html_report
 
 
@@ -64,7 +64,7 @@ def test_samples_are_thinned_evenly_and_the_page_says_so():
     assert [sample.step for sample in thinned(samples, 10, 10**6)] == list(range(0, 1000, 100))
     assert [sample.step for sample in thinned(samples, 1000, 50)] == [0, 200, 400, 600, 800]
     assert thinned(samples, 10**6, 10**6) == samples and thinned([], 5, 5) == []
-    content = content_of([RunRecord("a", setup(), [], samples)] * 11)
+    content = content_of([RunRecord("a", setup(), [], samples, 1000)] * 11)
     assert {len(run["samples"]) for run in content["runs"]} == {909}
     assert {run["recorded_samples"] for run in content["runs"]} == {1000}
 
@@ -81,11 +81,11 @@ def test_the_configurations_of_runs_are_compared_field_by_field(tmp_path):
 
 def test_the_lengths_of_tokens_are_those_that_javascript_counts():
     sample = Sample(1, ("a", "\U0001f600", ""), (None, 1.0, 1.0), {})
-    (shown,) = content_of([RunRecord("a", setup(), [], [sample])])["runs"][0]["samples"]
+    (shown,) = content_of([RunRecord("a", setup(), [], [sample], 1)])["runs"][0]["samples"]
     assert shown["lengths"] == packed([1, 2, 0]) == "$%#" and shown["text"] == "a\U0001f600"
     assert (shown["runs"], shown["weights"]) == (packed([1, 2]), [None, 1.0])
     long = Sample(1, ("a",) * 120_000, (1.0,) * 120_000, {})
-    (shown,) = content_of([RunRecord("a", setup(), [], [long])])["runs"][0]["samples"]
+    (shown,) = content_of([RunRecord("a", setup(), [], [long], 1)])["runs"][0]["samples"]
     assert [ord(run) - 35 for run in shown["runs"]] == [50_000, 50_000, 20_000] and shown["weights"] == [1.0] * 3
 
 
@@ -114,6 +114,11 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, capsys):
     assert re.fullmatch(rf"{tmp_path}/a/report.html \(\d\.\d MB\): a, b\n", said)
     cli.main(["report", str(tmp_path / "a" / "record"), "--output", str(tmp_path / "c.html")])
     assert "<title>a</title>" in (tmp_path / "c.html").read_text()
+
+
+def test_runs_of_one_name_are_told_apart():
+    runs = [RunRecord(name, setup(), [], [], 0) for name in ("out", "a", "out")]
+    assert [run.name for run in told_apart(runs)] == ["out (1)", "a", "out (2)"]
 
 
 def test_the_command_says_which_folders_have_a_record(tmp_path, capsys):

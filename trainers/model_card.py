@@ -55,7 +55,7 @@ def _evaluation(log_history: Sequence[Mapping[str, Any]]) -> list[str]:
         if not name.startswith("eval_") or name.endswith(_NOT_REPORTED) or not isinstance(value, (int, float)):
             continue
         ends = [last[f"{name}{end}"][1] for end in ("_low", "_high") if f"{name}{end}" in last]
-        interval = f"{ends[0]:.4g} to {ends[1]:.4g}" if ends else ""
+        interval = f"{ends[0]:.4g} to {ends[1]:.4g}" if len(ends) == 2 else ""
         rows.append(f"| `{name}` | {value:.4g} | {interval} | {step} |")
     return ["| metric | value | 95 % interval | at step |", "|---|---|---|---|", *rows] if rows else []
 

@@ -23,7 +23,7 @@ from trainers.arguments import config_or_default
 from trainers.checkpoints.cycle import GenerationCycle
 from trainers.checkpoints.resumable import ResumableTrainer
 from trainers.completion_inputs import MULTIMODAL_INPUTS, policy_mask, sampler_log_probs
-from trainers.engine.checks import check_engine, check_vllm
+from trainers.engine.checks import check_engine
 from trainers.engine.colocated import in_dtype_of_the_policy
 from trainers.engine.faults import ServerGuard
 from trainers.engine.rollouts import RolloutEngine, synced_rollouts
@@ -114,7 +114,6 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
             check_policy(model, args, needs_tokenizer=processing_class is None)
             check_weights(model)
         reward_funcs = with_overlong_penalty(with_reward_models(reward_funcs, args, reward_processing_classes), args)
-        check_vllm(args)
         check_engine(args, model)
         with in_dtype_of_the_policy(self, args):
             # no `reward_processing_classes`: reward models are functions now
@@ -167,11 +166,12 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
         return synced_rollouts(self)
 
     def resume_state(self) -> dict[str, Any]:
-        return super().resume_state() | {"cycle": self._cycle.state_dict()}
+        return super().resume_state() | {"cycle": self._cycle.state_dict(), "recorder": self.recorder.state_dict()}
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         super().load_resume_state(state)
         self._cycle.load_state_dict(state["cycle"])
+        self.recorder.load_state_dict(state["recorder"])
 
     def reasons_against_exact_resume(self) -> list[str]:
         reasons = {
@@ -249,7 +249,7 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
         if self._weight_sync is not None:
             mode = "train" if self.model.training else "eval"
             self._weight_sync.look_at_rollouts(self._metrics[mode]["sampling/sampling_logp_difference/mean"])
-        output["rewards"] = self._own_part(self._rewards)
+        output["rewards"] = output["raw_rewards"] = self._own_part(self._rewards)
         logged = self._logs["advantages"]  # TRL has just appended its own
         advantages = self._compared(self._rewards)["advantages"]
         for _ in range(min(len(logged), len(advantages))):  # it keeps one generation batch at most
@@ -331,7 +331,7 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
         if self.model.training:
             found = prices, inputs["rewards"], inputs["rewards_of_others"], terms.gradient_size
             self._running.add(self.beta, *(values[written] for values in found))
-            self.recorder.add_samples(lambda step: self._samples(step, log_probs.detach(), inputs, terms))
+            self.recorder.add_samples(lambda step: self._samples(step, log_probs.detach(), inputs, terms, written))
         # DDP averages gradients over ranks, so a global sum over a global count is multiplied by their number.
         denominator = inputs["num_scored"].clamp(min=1) / self.accelerator.num_processes
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
@@ -371,14 +371,17 @@ class OnlineSFTTrainer(RecordedTrainer, ResumableTrainer, GRPOTrainer):
         )
         return terms, advantages - terms.advantage, written
 
-    def _samples(self, step: int, log_probs: Tensor, inputs: dict[str, Any], terms: CompletionLoss) -> Iterator[Sample]:
+    def _samples(
+        self, step: int, log_probs: Tensor, inputs: dict[str, Any], terms: CompletionLoss, written: Tensor
+    ) -> Iterator[Sample]:
         with torch.enable_grad():
             log_probs = log_probs.requires_grad_()
             losses = self._terms(log_probs, inputs)[0].loss.masked_fill(inputs["advantages"].isnan(), 0.0)
             (slopes,) = torch.autograd.grad(losses.sum(), log_probs)
-        values = {"reward": inputs["rewards"], "advantage": terms.advantage, "log_prob": terms.log_prob}
-        values |= {} if terms.kl.isnan().all() else {"kl": terms.kl}
-        return completion_samples(step, inputs, -slopes, values, self._tokenizer)
+        of_counted = {"advantage": terms.advantage, "log_prob": terms.log_prob}
+        of_counted |= {} if terms.kl.isnan().all() else {"kl": terms.kl}
+        values = {name: x.masked_fill(~written, torch.nan) for name, x in of_counted.items()}
+        return completion_samples(step, inputs, -slopes, {"reward": inputs["raw_rewards"], **values}, self._tokenizer)
 
     @property
     def _metrics_of_mode(self) -> OnlineMetrics:

@@ -14,6 +14,9 @@ __all__ = ["RecordError", "RecordFolder", "RunRecord", "read_record"]
 
 NAME = "record"
 _RUN, _METRICS, _SAMPLES = "run.json", "metrics.jsonl", "samples.jsonl"
+# Which a report shows
+_KEYS = {"trainer", "objective", "ledger", "model", "parameters", "trained_parameters", "data", "configuration"}
+_KEYS |= {"changed", "versions", "hardware", "command", "began", "resumed_at"}
 
 
 class RecordError(ValueError):
@@ -28,6 +31,7 @@ class RunRecord:
     setup: dict[str, Any]  # what `trainers.recording.setup.setup_of_run` says
     entries: list[dict[str, Any]]  # of the log: step, time (s since 1970), metrics by name, rewards with their numbers
     samples: list[Sample]
+    num_samples: int  # that were recorded; `samples` may be some of them, evenly spaced
 
 
 class RecordFolder:
@@ -52,12 +56,12 @@ class RecordFolder:
             self._folder.rename(self._folder.with_name(f"{NAME}.{number}"))
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in (_METRICS, _SAMPLES):
-            kept = [line for line in _lines(self._folder / name) if line["step"] <= step]
-            _write_whole(self._folder / name, "".join(f"{_json(line)}\n" for line in kept))
-        before = json.loads((self._folder / _RUN).read_text()) if (self._folder / _RUN).exists() else None
-        if before is not None:
+            self._forget(name, after=step)
+        path = self._folder / _RUN
+        if step > 0:
+            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**setup, "resumed_at": []}
             setup = {**setup, "began": before["began"], "resumed_at": [*before["resumed_at"], step]}
-        _write_whole(self._folder / _RUN, json.dumps(_finite(setup), indent=1, default=str))
+        _write_whole(path, [json.dumps(_finite(setup), indent=1, default=str)])
 
     def add_entry(self, entry: Mapping[str, Any]) -> None:
         """Adds a log entry."""
@@ -67,19 +71,26 @@ class RecordFolder:
         """Adds sequences that were trained on."""
         self._append(_SAMPLES, [sample.to_dict() for sample in samples])
 
+    def _forget(self, name: str, *, after: int) -> None:
+        """What came after a step. One line at a time: the samples of a long run are many gigabytes."""
+        lines = _raw_lines(self._folder / name)
+        _write_whole(self._folder / name, (f"{line}\n" for _, line in lines if not _is_after(line, after)))
+
     def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        with open(self._folder / name, "a", encoding="utf-8") as file:
+        self._folder.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
+        with open(self._folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write("".join(f"{_json(line)}\n" for line in lines))
 
 
-def read_record(run_dir: str | Path) -> RunRecord:
+def read_record(run_dir: str | Path, *, most_samples: int | None = None) -> RunRecord:
     """The record of a run, while it goes on, too.
 
     Args:
         run_dir: its `output_dir`, or the folder `record` in it.
+        most_samples: of which so many are read, evenly spaced; None: all.
 
     Raises:
-        RecordError: there is none.
+        RecordError: there is none, or it is damaged.
     """
     run_dir = Path(run_dir)
     folder = run_dir if (run_dir / _RUN).is_file() else run_dir / NAME
@@ -91,19 +102,45 @@ def read_record(run_dir: str | Path) -> RunRecord:
         setup = json.loads((folder / _RUN).read_text(encoding="utf-8"))
     except ValueError as error:
         raise RecordError(f"{folder / _RUN} cannot be read: {error}") from error
-    name = folder.resolve().parent.name if folder.name.startswith(NAME) else folder.name
-    samples = [Sample.from_dict(line) for line in _lines(folder / _SAMPLES)]
-    return RunRecord(name, setup, list(_lines(folder / _METRICS)), samples)
+    if missing := _KEYS - set(setup):
+        raise RecordError(f"{folder / _RUN} lacks {', '.join(sorted(missing))}: another version of online-sft wrote it")
+    old = folder.name.removeprefix(NAME)  # .1, .2 of earlier runs
+    name = folder.resolve().parent.name + old
+    path = folder / _SAMPLES
+    num_samples = sum(1 for _ in _raw_lines(path))
+    num_read = num_samples if most_samples is None else min(num_samples, most_samples)
+    wanted = {1 + index * num_samples // num_read for index in range(num_read)}
+    samples = [Sample.from_dict(_parsed(line, path, number)) for number, line in _raw_lines(path) if number in wanted]
+    entries = [_parsed(line, folder / _METRICS, number) for number, line in _raw_lines(folder / _METRICS)]
+    return RunRecord(name, setup, entries, samples, num_samples)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; the last one may be cut, where a run was killed or is writing."""
+def _raw_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The whole lines of a file with their numbers; the last one may be cut, where a run was killed or is writing."""
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield number, line[:-1].decode("utf-8", errors="replace")
+
+
+def _is_after(line: str, step: int) -> bool:
+    """A line that is damaged is kept: a report names it, and the run goes on."""
+    try:
+        return bool(json.loads(line)["step"] > step)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(line)
+        if not isinstance(content["step"], int):
+            raise ValueError("its step is no number")
+    except (ValueError, LookupError, TypeError) as error:
+        raise RecordError(f"{path}, line {number}, is damaged ({error}); delete the line") from error
+    return content
 
 
 def _json(line: Mapping[str, Any]) -> str:
@@ -119,8 +156,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, texts: Iterable[str]) -> None:
     """The file is the old one or the new one, whenever the run is killed."""
     aside = path.with_name(f"{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
+    with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(texts)
     os.replace(aside, path)

@@ -39,4 +39,4 @@ class Sample:
 
 
 def _short(number: float | None) -> float | None:
-    return None if number is None else float(f"{number:.6g}")
+    return None if number is None else float(f"{number:.6g}") + 0.0  # no -0.0

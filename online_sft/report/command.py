@@ -18,10 +18,12 @@ def main(arguments: list[str], summary: str) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="Default: report.html in RUN_DIR.")
     parser.add_argument("--open", action="store_true", help="Open it in the browser.")
     options = parser.parse_args(arguments)
+    from online_sft.report.content import MOST_SAMPLES, told_apart
     from online_sft.report.page import html_report
 
     try:
-        runs = [read_record(folder) for folder in (options.run_dir, *options.compare)]
+        folders = (options.run_dir, *options.compare)
+        runs = told_apart([read_record(folder, most_samples=MOST_SAMPLES // len(folders)) for folder in folders])
         output = options.output or Path(options.run_dir) / "report.html"
         output.write_text(html_report(runs), encoding="utf-8")
     except (RecordError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -9,7 +10,7 @@ from online_sft.record.folder import RunRecord
 from online_sft.record.sample import Sample
 from online_sft.report.charts import charts_of
 
-__all__ = ["content_of", "packed", "reward_heatmap", "thinned"]
+__all__ = ["MOST_SAMPLES", "content_of", "packed", "reward_heatmap", "thinned", "told_apart"]
 
 MOST_SAMPLES = 10_000  # of all runs
 _MOST_TOKENS = 4_000_000  # some 20 MB
@@ -27,6 +28,14 @@ def content_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
         "runs": [_run(run, numeric, MOST_SAMPLES // len(runs), _MOST_TOKENS // len(runs)) for run in runs],
         "configuration": _configuration(runs),
     }
+
+
+def told_apart(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """With names that no two of them share: those that do get a number."""
+    names = [run.name for run in runs]
+    numbered = [f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names)]
+    chosen = [number if names.count(name) > 1 else name for name, number in zip(names, numbered, strict=True)]
+    return [replace(run, name=name) for run, name in zip(runs, chosen, strict=True)]
 
 
 def thinned(samples: Sequence[Sample], most: int, most_tokens: int) -> list[Sample]:
@@ -70,7 +79,7 @@ def _run(run: RunRecord, numeric: Iterable[str], most: int, most_tokens: int) ->
         "seconds": {entry["step"]: entry["time"] - run.setup["began"] for entry in run.entries},
         "rewards": reward_heatmap(run.entries),
         "samples": [_sample(sample) for sample in shown],
-        "recorded_samples": len(run.samples),
+        "recorded_samples": run.num_samples,
     }
 
 

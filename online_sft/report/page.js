@@ -96,9 +96,11 @@ function smooth(values, weight) {
 function xOf(run, steps) {
   if (view.axis === "minutes") return steps.map((step) => run.seconds[step] / 60);
   if (view.axis === "steps") return steps;
-  const tokens = new Map(run.tokens.steps.map((step, index) => [step, run.tokens.values[index]]));
-  let last = 0;
-  return steps.map((step) => (last = tokens.get(step) ?? last));
+  let next = 0; // what was known at the step
+  return steps.map((step) => {
+    while (next < run.tokens.steps.length && run.tokens.steps[next] <= step) next += 1;
+    return next ? run.tokens.values[next - 1] : 0;
+  });
 }
 
 function shortName(name, chart) {
@@ -227,6 +229,7 @@ function showCharts() {
     redraw();
   });
   byId("unzoom").addEventListener("click", () => zoom(null));
+  byId("axis").querySelector("[value=tokens]").hidden = CONTENT.runs.some((run) => !run.tokens.steps.length);
 }
 
 // --- rewards over time ----------------------------------------------------------------------------------------------
@@ -342,7 +345,7 @@ function showDetail(sample) {
   const facts = element("div", { className: "facts" }, fact("run", CONTENT.runs[sample.run].name), fact("step", decimal(sample.step)));
   for (const [name, value] of Object.entries(sample.values)) facts.append(fact(name, decimal(value)));
   facts.append(fact("tokens", decimal(sample.lengths.length)));
-  const largest = Math.max(0, ...sample.weights.map((weight) => Math.abs(weight ?? 0)));
+  const largest = sample.weights.reduce((most, weight) => Math.max(most, Math.abs(weight ?? 0)), 0);
   facts.append(fact("largest |weight|", decimal(largest)));
   const tokens = element("div", { className: "tokens" });
   const lengths = unpacked(sample.lengths), runs = unpacked(sample.runs);

@@ -73,7 +73,7 @@ def describe(
     """
     path, init_kwargs = model.model_name_or_path, config.model_init_kwargs
     if isinstance(config, OnlineSFTConfig | TrajectorySFTConfig):
-        check_engine(config, path)  # the trainer gets a configuration without vLLM
+        check_engine(config, path, is_planned=True)  # the trainer gets a configuration without vLLM
     check_policy(path, config, needs_tokenizer=True)
     bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
     blank = BlankModel.of(path, init_kwargs, config.trust_remote_code, bits)

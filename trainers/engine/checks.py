@@ -8,25 +8,21 @@ from trl.trainer.utils import get_config_model_id
 
 from trainers.engine.server import check_server
 
-__all__ = ["check_engine", "check_vllm"]
+__all__ = ["check_engine"]
 
 
-def check_vllm(args: Any) -> None:
-    """Raises ImportError when vLLM is asked for and not installed."""
-    if args.use_vllm and not is_vllm_available():
-        raise ImportError("use_vllm=True needs vLLM: pip install 'online-sft[vllm]', or set use_vllm to false")
-
-
-def check_engine(args: Any, model: Any) -> None:
+def check_engine(args: Any, model: Any, *, is_planned: bool = False) -> None:
     """Refuses what would fail later, or hang.
 
     Args:
         args: an `OnlineSFTConfig`.
         model: the policy, or its path.
+        is_planned: it is to run elsewhere: vLLM need not be installed here.
 
     Raises:
         ValueError: the model is nowhere that vLLM could load it from, or the server cannot serve it (`check_server`).
         ConnectionError: no server answers.
+        ImportError: vLLM is not installed.
     """
     if not args.use_vllm:
         return
@@ -36,6 +32,8 @@ def check_engine(args: Any, model: Any) -> None:
             "use_vllm loads the model where the policy came from, and this model was built in memory; save it with "
             "save_pretrained and pass the folder"
         )
+    if not is_planned and not is_vllm_available():
+        raise ImportError("use_vllm=True needs vLLM: pip install 'online-sft[vllm]', or set use_vllm to false")
     if args.vllm_mode == "server" and args.process_index == 0:
         kwargs = args.model_init_kwargs or {}
         remote = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}

@@ -9,7 +9,7 @@ import torch
 from transformers.generation import ContinuousBatchingConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
-from trainers.engine.checks import check_engine, check_vllm
+from trainers.engine.checks import check_engine
 from trainers.engine.colocated import in_dtype_of_the_policy
 from trainers.engine.faults import ServerGuard
 from trainers.engine.rollouts import RolloutEngine, synced
@@ -100,7 +100,6 @@ class PolicyRollouts:
 
     def _start_vllm(self) -> None:
         trainer, args = self._trainer, self._trainer.args
-        check_vllm(args)
         check_engine(args, trainer.model)
         with in_dtype_of_the_policy(trainer, args):
             trainer.vllm_generation = VLLMGeneration(

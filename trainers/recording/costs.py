@@ -16,27 +16,32 @@ class Costs(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopwatch = Stopwatch()
-        self._step, self._num_tokens = 0, 0  # of the last entry
+        self._step = 0  # of the last entry
+        self._num_tokens: int | None = None  # at the last entry that said so
+        self._seconds = 0.0  # since then
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.stopwatch.pop()
-        self._step, self._num_tokens = state.global_step, 0
+        self._step, self._seconds = state.global_step, 0.0
+        self._num_tokens = 0 if state.global_step == 0 else None
 
-    def pop(self, step: int, num_tokens: int) -> dict[str, float]:
+    def pop(self, step: int, num_tokens: int | None) -> dict[str, float]:
         """Since the last call: `seconds/...` an optimizer step, `tokens_per_second`, `memory_gib`.
 
         Args:
             step: optimizer steps so far.
-            num_tokens: read so far. Where a run is resumed, the first entry does not say how many of them are new.
+            num_tokens: read so far; None where no batch has been read since the last call: several steps may share one.
+                Of a resumed run the first number does not say how many of them are new.
         """
         seconds = self.stopwatch.pop()
         costs = {f"seconds/{name}": value / max(step - self._step, 1) for name, value in seconds.items()}
-        is_known = self._num_tokens > 0 or self._step == 0
-        if is_known and num_tokens > self._num_tokens:
-            costs["tokens_per_second"] = (num_tokens - self._num_tokens) / sum(seconds.values())
-        self._step, self._num_tokens = step, num_tokens
+        self._step, self._seconds = step, self._seconds + sum(seconds.values())
+        if num_tokens is not None:
+            if self._num_tokens is not None and num_tokens > self._num_tokens:
+                costs["tokens_per_second"] = (num_tokens - self._num_tokens) / self._seconds
+            self._num_tokens, self._seconds = num_tokens, 0.0
         return {**costs, "memory_gib": _memory() / 2**30}
 
 

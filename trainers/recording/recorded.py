@@ -78,7 +78,7 @@ class RecordedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            num_tokens = int(self._metrics["train"].get("num_tokens", [0])[-1])
-            costs = self._costs.pop(self.state.global_step, num_tokens)
+            num_tokens = self._metrics["train"].get("num_tokens")
+            costs = self._costs.pop(self.state.global_step, int(num_tokens[-1]) if num_tokens else None)
             self._metrics["train"].update({name: [value] for name, value in costs.items()})
         super().log(logs, start_time)

@@ -41,7 +41,9 @@ class Recorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._rewards, self._num_samples, self.last_sample = [], (0, 0), None
+        self._num_samples, self.last_sample = (0, 0), None
+        if state.global_step == 0:
+            self._rewards = []
         if state.is_world_process_zero:
             self.setup = setup_of_run(self._trainer)
             self._folder.begin(self.setup, step=state.global_step)
@@ -61,6 +63,14 @@ class Recorder(TrainerCallback):
             entry["rewards"] = _distribution(torch.cat(self._rewards))
             self._rewards = []
         self._folder.add_entry(entry)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next log entry has so far."""
+        return {"rewards": list(self._rewards)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes it up again."""
+        self._rewards = [each.cpu() for each in state["rewards"]]
 
     def add_rewards(self, rewards: Tensor) -> None:
         """Takes in the rewards of a batch of completions; NaN where unscorable."""

@@ -1,8 +1,10 @@
 """What a run is: method, data, configuration, versions, hardware, and the command that began it."""
 
 import hashlib
+import json
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -21,14 +23,16 @@ import online_sft
 from online_sft.ledger import Bias, bias_ledger
 from trainers.checkpoints.manifest import installed_versions
 
-__all__ = ["content_digest", "setup_of_run"]
+__all__ = ["command", "content_digest", "setup_of_run", "without_secrets"]
 
 _MOST_BYTES = 20e9  # a digest of so much takes a minute, in which other processes wait
-_SECRETS = ("token", "key", "password", "secret")
+_SECRET = re.compile(r"(^|_)(token|key|password|secret)$", re.IGNORECASE)
+_DERIVED = ("accelerator_config", "debug")  # from nothing said to what it means
+_NO_SECRET = ("eos_token", "pad_token")
 
 
 def setup_of_run(trainer: Any) -> dict[str, Any]:
-    """For JSON, without secrets: transformers masks tokens in the configuration, `command` in what was typed."""
+    """For JSON, without secrets."""
     parameters = list(trainer.model.parameters())
     method = getattr(trainer, "_method", None)  # of online SFT only
     return {
@@ -40,7 +44,7 @@ def setup_of_run(trainer: Any) -> dict[str, Any]:
         "trained_parameters": sum(_numel(each) for each in parameters if each.requires_grad),
         "rewards": getattr(trainer, "reward_func_names", None),
         "data": _data(trainer),
-        "configuration": trainer.args.to_dict(),
+        "configuration": without_secrets(trainer.args.to_dict()),
         "changed": _changed(trainer.args),
         "versions": {"online-sft": online_sft.__version__, "python": platform.python_version(), **installed_versions()},
         "hardware": _hardware(trainer),
@@ -69,21 +73,41 @@ def command() -> str:
     program = [Path(sys.argv[0]).name] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
     shown: list[str] = []
     for before, word in pairwise(["", *sys.argv[1:]]):
-        name, equals, _ = word.partition("=")
-        if equals and _is_secret(name):
-            word = f"{name}=***"
-        shown.append("***" if "=" not in before and _is_secret(before) else word)
+        name, equals, value = word.partition("=")
+        if before.startswith("--") and "=" not in before and not word.startswith("--"):
+            word = _shown(before, word)
+        elif name.startswith("--") and equals:
+            word = f"{name}={_shown(name, value)}"
+        shown.append(word)
     return shlex.join([*program, *shown])
 
 
-def _is_secret(option: str) -> bool:
-    return option.startswith("--") and any(secret in option for secret in _SECRETS)
+def _shown(option: str, value: str) -> str:
+    """The value, which may be JSON with secrets."""
+    if _is_secret(option.removeprefix("--")):
+        return "***"
+    try:
+        content = json.loads(value)
+    except ValueError:
+        return value
+    return json.dumps(without_secrets(content)) if isinstance(content, dict) else value
+
+
+def without_secrets(content: Any) -> Any:
+    """With *** in place of what has the name of a secret, however deep."""
+    if isinstance(content, dict):
+        return {k: "***" if _is_secret(str(k)) and v is not None else without_secrets(v) for k, v in content.items()}
+    return [without_secrets(each) for each in content] if isinstance(content, list) else content
+
+
+def _is_secret(name: str) -> bool:
+    return name not in _NO_SECRET and _SECRET.search(name.replace("-", "_")) is not None
 
 
 def _changed(args: Any) -> list[str]:
-    """The fields that are not at their defaults."""
+    """The fields that are not at their defaults; some are set by the configuration itself."""
     defaults = {each.name: each.default for each in fields(args) if each.default is not MISSING}
-    return [name for name, default in defaults.items() if getattr(args, name) != default]
+    return [name for name, default in defaults.items() if name not in _DERIVED and getattr(args, name) != default]
 
 
 def _entry(bias: Bias) -> dict[str, Any]:

@@ -42,10 +42,10 @@ class Stopwatch:
         return self._section, time.perf_counter() - self._since
 
     def pop(self) -> dict[str, float]:
-        """Seconds of each section since the last call."""
+        """Seconds of each section since the last call; 0 for those that have been entered before."""
         self._enter(self._section)
         seconds = dict(self._seconds)
-        self._seconds.clear()
+        self._seconds.update(dict.fromkeys(seconds, 0.0))
         return seconds
 
     def _enter(self, section: str) -> str:
