@@ -88,8 +88,9 @@ def test_the_recorded_weights_are_what_multiplies_the_gradients_of_the_tokens_lo
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * found.abs().max().item())
 
 
-def test_a_completion_is_recorded_with_its_prompt_reward_and_advantage(model, tokenizer, cpu_args):
-    trainer = online(model, tokenizer, cpu_args, max_steps=1)
+@pytest.mark.parametrize("scale_rewards", ["none", "group"])
+def test_a_completion_is_recorded_with_its_prompt_reward_and_advantage(scale_rewards, model, tokenizer, cpu_args):
+    trainer = online(model, tokenizer, cpu_args, max_steps=1, scale_rewards=scale_rewards)
     trainer.train()
     record = read_record("out")
     assert len(record.samples) == 8
@@ -101,6 +102,7 @@ def test_a_completion_is_recorded_with_its_prompt_reward_and_advantage(model, to
         assert sample.values["reward"] == reward
         if sample.values["reward"] is None:
             assert set(sample.weights) == {None, 0.0}  # unscorable: no gradient
+            assert (sample.values["advantage"], sample.values["log_prob"]) == (None, None)
         else:
             assert set(sample.weights) == {None, sample.values["advantage"]}
 
