@@ -114,38 +114,32 @@ function translucent(hex, opacity) {
 }
 
 function tracesOf(chart) {
-  const traces = [];
-  CONTENT.runs.forEach((run, runIndex) => {
-    chart.lines.forEach((name, lineIndex) => {
-      const series = run.metrics[name];
-      if (!series || !series.steps.length) return;
-      const isBand = chart.kind === "band", isMiddle = !isBand || lineIndex === 1, isStack = chart.kind === "stack";
-      const colour = COLOURS[(isCompared || isBand ? runIndex : lineIndex) % COLOURS.length];
-      const label = [isCompared ? run.name : null, chart.lines.length > 1 || !isCompared ? shortName(name, chart) : null].filter(Boolean).join(" ");
-      const x = xOf(run, series.steps), smoothed = smooth(series.values, view.smoothing);
-      const line = { color: colour, width: isMiddle ? 2 : 0, dash: isCompared && !isBand ? DASHES[lineIndex % DASHES.length] : "solid" };
-      const common = { x, mode: series.steps.length > 1 ? "lines" : "markers", marker: { color: colour }, name: label };
-      if (isStack && !isCompared) {
-        traces.push({ ...common, y: smoothed, stackgroup: "one", line: { width: 0.5, color: colour }, fillcolor: translucent(colour, 0.6) });
-        return;
-      }
-      if (isMiddle && view.smoothing > 0 && series.steps.length > 2) {
-        traces.push({ ...common, y: series.values, line: { color: translucent(colour, 0.4), width: 1 }, hoverinfo: "skip", showlegend: false });
-      }
-      const fill = isBand && lineIndex === 2 ? { fill: "tonexty", fillcolor: translucent(colour, 0.18) } : {};
-      traces.push({ ...common, ...fill, y: smoothed, line, showlegend: isMiddle });
-    });
-    // a band is filled between its ends: they follow each other
-    if (chart.kind === "band") {
-      const own = traces.filter((trace) => trace.run === undefined);
-      own.forEach((trace) => (trace.run = runIndex));
-      const fill = own.find((trace) => trace.fill);
-      const lower = own.find((trace) => trace.line.width === 0 && trace !== fill);
-      const rest = own.filter((trace) => trace !== fill && trace !== lower);
-      traces.splice(traces.length - own.length, own.length, ...[lower, fill, ...rest].filter(Boolean));
-    }
+  return CONTENT.runs.flatMap((run, runIndex) => {
+    // the upper end of a band is filled down to the trace before it, the lower end
+    const order = chart.kind === "band" ? [0, 2, 1] : chart.lines.map((_, index) => index);
+    return order.flatMap((index) => tracesOfLine(chart, index, run, runIndex));
   });
-  return traces;
+}
+
+function tracesOfLine(chart, index, run, runIndex) {
+  const name = chart.lines[index], series = run.metrics[name];
+  if (!series || !series.steps.length) return [];
+  const isBand = chart.kind === "band", isEnd = isBand && index !== 1;
+  const colour = COLOURS[(isCompared || isBand ? runIndex : index) % COLOURS.length];
+  const label = [isCompared ? run.name : null, chart.lines.length > 1 || !isCompared ? shortName(name, chart) : null];
+  const common = {
+    x: xOf(run, series.steps), y: smooth(series.values, view.smoothing), name: label.filter(Boolean).join(" "),
+    mode: series.steps.length > 1 ? "lines" : "markers", marker: { color: colour }, showlegend: !isEnd,
+  };
+  if (chart.kind === "stack" && !isCompared) {
+    return [{ ...common, stackgroup: "one", line: { width: 0.5, color: colour }, fillcolor: translucent(colour, 0.6) }];
+  }
+  const dash = isCompared && !isBand ? DASHES[index % DASHES.length] : "solid";
+  const fill = isBand && index === 2 ? { fill: "tonexty", fillcolor: translucent(colour, 0.18) } : {};
+  const smoothed = { ...common, ...fill, line: { color: colour, width: isEnd ? 0 : 2, dash } };
+  if (isEnd || view.smoothing === 0 || series.steps.length < 3) return [smoothed];
+  const raw = { ...common, y: series.values, line: { color: translucent(colour, 0.4), width: 1 }, hoverinfo: "skip", showlegend: false };
+  return [raw, smoothed];
 }
 
 function layoutOf(chart) {
