@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 from datasets import Dataset
+from record_tools import write_run
 
 from online_sft import cli, train
 
@@ -42,6 +43,7 @@ def leave_a_quickstart(folder: Path) -> None:
     Dataset.from_list(demonstrations).to_json(left / "demonstrations.jsonl")
     problems = [{"prompt": f"{a} + 1 =", "solution": str(a + 1)} for a in range(99)]
     Dataset.from_list(problems).to_json(left / "problems.jsonl")
+    write_run(left / "c_online_sft")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
 
 
