@@ -16,7 +16,7 @@ OF_RECORDING = [
     ("sequences of a packed row", SAMPLES, "(sequences[row] == sequence) & is_there[row]", "is_there[row]", RECORDING),
     ("padding of a row", SAMPLES, "(sequences[row] == sequence) & is_there[row]", "sequences[row] == sequence", RECORDING),
     ("the first token's weight", SAMPLES, "weights = F.pad(weights, (offset, 0))", "weights = F.pad(weights, (0, offset))", RECORDING),
-    ("weights of trajectories before their denominators", "trainers/trajectories/kinds.py", "return weights / scale_of.to(weights.dtype)[kinds]", "return weights", RECORDING),
+    ("weights of trajectories before their denominators", "trainers/trajectories/kinds.py", "return _unscaled(weights, kinds, self.scales)", "return weights", RECORDING),
     ("samples enough", RECORDER, "room = self._trainer.args.record_samples - num_kept", "room = self._trainer.args.record_samples", RECORDING),
     ("rewards exactly", RECORDER, "if len(values) > _MOST_VALUES:", "if True:", RECORDING),
     ("what happens again is forgotten", FOLDER, 'json.loads(line)["step"] > step', "False", RECORDING),

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from online_sft.record.sample import Sample
+from online_sft.whole_files import appearing_whole
 
 __all__ = ["RecordError", "RecordFolder", "RunRecord", "read_record"]
 
@@ -54,7 +54,6 @@ class RecordFolder:
             suffixes = [path.suffix[1:] for path in self._folder.parent.glob(f"{NAME}.*")]
             number = 1 + max((int(suffix) for suffix in suffixes if suffix.isdigit()), default=0)
             self._folder.rename(self._folder.with_name(f"{NAME}.{number}"))
-        self._folder.mkdir(parents=True, exist_ok=True)
         for name in (_METRICS, _SAMPLES):
             self._forget(name, after=step)
         path = self._folder / _RUN
@@ -158,7 +157,5 @@ def _finite(value: Any) -> Any:
 
 def _write_whole(path: Path, texts: Iterable[str]) -> None:
     """The file is the old one or the new one, whenever the run is killed."""
-    aside = path.with_name(f"{path.name}.new")
-    with open(aside, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(texts)
-    os.replace(aside, path)
+    with appearing_whole(path) as file:
+        file.writelines(text.encode("utf-8", errors="backslashreplace") for text in texts)

@@ -51,12 +51,9 @@ class LiveView(TrainerCallback):
         self._sample, self._last_line = None, (-1, -_SECONDS_PER_LINE)
         console = Console(stderr=True, highlight=False)
         if console.is_terminal and not console.is_dumb_terminal:
-            self._live = Live(
-                get_renderable=self._view, console=console, refresh_per_second=_REFRESHES_PER_SECOND, transient=False
-            )
+            self._live = Live(get_renderable=self._view, console=console, refresh_per_second=_REFRESHES_PER_SECOND)
             self._open.enter_context(self._live)
             self._open.enter_context(_logged_above(sys.stderr))
-            self._open.callback(self._forget)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._progress is None:
@@ -91,7 +88,7 @@ class LiveView(TrainerCallback):
     def close(self) -> None:
         """Leaves the view as it is, and gives the terminal back."""
         self._open.close()
-        self._progress = None
+        self._progress = self._live = None
 
     def _print_line(self, progress: Progress) -> None:
         self._last_line = (progress.step, time.monotonic())
@@ -100,9 +97,6 @@ class LiveView(TrainerCallback):
     def _view(self) -> Any:
         assert self._progress is not None
         return view_of(self._progress, self._sample, time.time(), *self._stopwatch.now)
-
-    def _forget(self) -> None:
-        self._live = None
 
 
 @contextmanager

@@ -52,8 +52,7 @@ class KindWeights:
 
     def unscaled(self, weights: Tensor, kinds: Tensor) -> Tensor:
         """The weights of tokens of these kinds as they were before. [...], [...] -> [...]"""
-        scale_of = torch.cat([self.scales.new_ones(1), self.scales.masked_fill(self.scales == 0, 1.0)])
-        return weights / scale_of.to(weights.dtype)[kinds]
+        return _unscaled(weights, kinds, self.scales)
 
 
 def counts(batch: Batch, denominator: str) -> Tensor:
@@ -83,10 +82,11 @@ class KindStatistics:
         offset = outputs.log_probs.size(1) - batch["kinds"].size(1)
         kinds, weights = (F.pad(batch[name], (offset, 0)) for name in ("kinds", "advantages"))
         log_probs, scales = float64(outputs.log_probs.detach()), float64(scales)
-        unscaled = torch.where(scales == 0, 1.0, 1 / scales)
-        given = batch["advantages"] * torch.cat([unscaled.new_zeros(1), unscaled])[batch["kinds"]]
+        given = _unscaled(batch["advantages"], batch["kinds"], scales)
         rows = []
-        of_kinds = zip(counts({**batch, "advantages": given}, denominator), unscaled, KINDS.values(), strict=True)
+        of_kinds = zip(
+            counts({**batch, "advantages": given}, denominator), _factors(scales), KINDS.values(), strict=True
+        )
         for count, factor, kind in of_kinds:
             is_scored = outputs.label_mask & (kinds == kind) & (weights != 0)
             row = (
@@ -114,3 +114,14 @@ class KindStatistics:
                 metrics[f"{name}_perplexity"] = math.exp(min(nll / num_scored, 700.0))
                 metrics[f"{name}_accuracy"] = num_right / num_scored
         return metrics
+
+
+def _unscaled(weights: Tensor, kinds: Tensor, scales: Tensor) -> Tensor:
+    """The weights before `scales`, of each kind, multiplied them; kind 0, which is learnt nowhere, has weight 0."""
+    factors = _factors(scales)
+    return weights * torch.cat([factors.new_ones(1), factors])[kinds]
+
+
+def _factors(scales: Tensor) -> Tensor:
+    """What undoes the scale of each kind; of a kind without tokens there is nothing to undo."""
+    return torch.where(scales == 0, 1.0, 1 / scales)
